@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 
 from engineworks.engines.engine_files import PASSPORT_FILE
@@ -50,6 +51,7 @@ from engineworks.serving.server import StartedServer, started
 from engineworks.serving.soak import reload_model
 from engineworks.settings import read_settings
 from engineworks.store.open import open_store
+from engineworks.tracking.roles import FOLDER, LOADER
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("answers", "costs", "load", "batching", "soak", "cold", "leak")
@@ -183,6 +185,24 @@ elif way == "mlflow":
         model = _load_pyfunc(str(folder))
         model.close()
         del model
+elif way == "pyfunc":
+    import mlflow
+    def once():
+        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
+        del model
+elif way == "pyfunc trimmed":
+    import ctypes, mlflow
+    def once():
+        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
+        del model
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+elif way == "pyfunc closed":
+    import mlflow
+    def once():
+        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
+        model._model_impl.close()
+        del model
 elif way == "mlflow dropped":
     from engineworks.tracking.engine_model import _load_pyfunc
     def once():
@@ -211,18 +231,21 @@ print(json.dumps(readings))
 
 
 def leak(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
-    """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, and by our loader."""
+    """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, our loader and MLflow's."""
     passport = served.engine.passport
     ways = ("load", "load none", "load run", "load run none", "mlflow", "mlflow dropped")
+    ways += ("pyfunc", "pyfunc closed", "pyfunc trimmed")
     if passport.body["engine"]["target"]["backend"] == "tensorrt_rtx":
         ways = ("bare", "one runtime", *ways)
     target = json.dumps(passport.body["engine"]["target"])
     result: dict[str, Any] = {}
-    folder = served.repository.parent / "logged"  # as MLflow keeps an engine: its files and its passport
+    folder = served.repository.parent / FOLDER  # as MLflow keeps an engine: its files and its passport
     folder.mkdir()
     for name in passport.files:
         shutil.copyfile(served.engine.folder / name, folder / name)
     shutil.copyfile(passport.source, folder / PASSPORT_FILE)
+    logged = served.repository.parent / "pyfunc"
+    mlflow.pyfunc.save_model(str(logged), loader_module=LOADER, data_path=str(folder), pip_requirements=["numpy"])
     for way in ways:
         command = [sys.executable, "-c", LEAK, way, str(folder), target, "40"]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=_env())

@@ -18,9 +18,10 @@ from engineworks.builds.state import Build
 from engineworks.builds.step import Outcome
 from engineworks.errors import EXIT_DEFECT, EngineworksError, PrecisionError, UnsupportedError
 from engineworks.host.child import default_pool
-from engineworks.plan.plan import Step, none_left
+from engineworks.plan.plan import none_left
 from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
+from engineworks.plan.steps import Step
 from tasks.run_steps import STEP_TASKS
 
 MAX_PARALLEL = 2

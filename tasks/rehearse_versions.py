@@ -11,13 +11,16 @@ from prefect.cache_policies import NO_CACHE
 
 from engineworks.builds.progress import listener
 from engineworks.builds.rehearsal import rehearse
+from engineworks.report.scorecard import write_scorecard
 from engineworks.settings import read_settings
 
 
 @task(name="rehearse", task_run_name="{requirements}", cache_policy=NO_CACHE)
 def rehearse_versions(recipes: list[str], requirements: list[str], only: str | None) -> dict[str, Any]:
     """Return the scorecard as JSON."""
-    found = rehearse([Path(r) for r in recipes], requirements, read_settings(), listener().say, only=only).to_json()
+    rehearsal = rehearse([Path(r) for r in recipes], requirements, read_settings(), listener().say, only=only)
+    write_scorecard(rehearsal)
+    found = rehearsal.to_json()
     rows = [
         {"engine": c["engine"], "present": c["present"], "rehearsed": c["rehearsed"], "change": "; ".join(c["words"])}
         for c in found["changes"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.tracking import sqlite
 
 RECIPE = """\
 recipe: tiny
@@ -76,11 +80,33 @@ def tiny_labels(images: NDArray[np.float32], model: onnx.ModelProto) -> NDArray[
     return logits.argmax(axis=1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow migrates its first fresh database of this process, 1 s; every later one is a copy of the result."""
+    migrate, copy = sqlite._migrate_in_memory, tmp_path_factory.mktemp("migrated") / "mlflow.db"
+
+    def migrate_once(target: Path) -> None:
+        if not copy.exists():
+            migrate(copy)
+        shutil.copyfile(copy, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "_migrate_in_memory", migrate_once)
+        yield
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose recipes/ holds `tiny.yaml`; it is the current folder, and artifacts/ lies in it."""
-    (tmp_path / ".git").mkdir()
-    recipes = tmp_path / "recipes"
+    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return make_repository(tmp_path)
+
+
+def make_repository(root: Path) -> Path:
+    (root / ".git").mkdir()
+    recipes = root / "recipes"
     recipes.mkdir()
     (recipes / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     (recipes / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
@@ -90,10 +116,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = random.normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
     np.savez(recipes / "calib.npz", image=images[:24])
     np.savez(recipes / "test.npz", image=images[24:], label=tiny_labels(images[24:], model))
-    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return root
 
 
 def free_height(recipes: Path) -> None:

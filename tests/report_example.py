@@ -13,13 +13,16 @@ from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import StepFact
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layer, Layers
 from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
+from tests.typed_reports import latency_json, shape_json
 
 NOW = 1_795_200_000.0
 P50 = {"fp32": 0.182, "fp16": 0.097, "int8": 0.071}
@@ -101,7 +104,7 @@ def samples(p50: float, count: int = 900) -> list[float]:
 
 def figures(p50: float, batch: int) -> dict[str, Any]:
     known = samples(p50)
-    return {
+    return shape_json() | {
         "dims": {"batch": batch}, "latency_ms_p50": p50, "latency_ms_p90": p50 * 1.06, "latency_ms_p99": p50 * 2.8,
         "latency_ms_mean": p50 * 1.04, "median_interval": [p50 * 0.998, p50 * 1.003], "device_ms_p50": p50 * 0.9,
         "device_ms_p99": p50 * 1.2, "copies_ms_p50": p50 * 1.5, "copies_ms_p99": p50 * 3, "first_run_ms": 41.0,
@@ -110,24 +113,25 @@ def figures(p50: float, batch: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def latency(precision: str) -> dict[str, Any]:
+def latency(precision: str) -> Latency:
     p50 = P50[precision]
     sweep = [{**figures(p50 * (1 + b / 40), b), "batch": b} for b in (1, 2, 4, 8, 16, 32)]
     bulk = figures(p50 * 4, 64) | {"complaints": ["the GPU was throttled: thermal"], "notes": ["p99 is uncertain"]}
-    return {
+    return Latency.from_json(latency_json() | {
         "load_ms": 310.0, "engine_mib": 22.0, "memory_total_mib": 81_000.0, "sweep": sweep,
         "shapes": {"single": figures(p50, 1), "bulk": bulk}, "notes": [],
         "device": {"readings": [], "complaints": ["bulk: the GPU was throttled: thermal"]},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
-def accuracy(precision: str) -> dict[str, Any]:
+def accuracy(precision: str) -> Accuracy:
     error = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.4}[precision]
-    output = {"max_abs": error * 9, "mean_abs": error, "cosine": 1 - error / 20, "sqnr_db": 38.0, "nonfinite": 0,
+    output = {"max_abs": error * 9, "mean_abs": error, "cosine": 1 - error / 20, "sqnr_db": 38.0, "nonfinite": 0, "elements": 5970,
               "worst_row": 17, "worst_row_cosine": 1 - error / 5}  # fmt: skip
     record = {"error": error, "most": error, "row": 0, "sample": 1, "cosine": 0.99, "nonfinite": 0, "run": 1}
     visits = [
-        {"profile": "default", "dims": {"batch": b}, "batch": b, "lengths": [], "samples": 13, "runs": 14,
+        {"profile": "default", "role": "opt", "dims": {"batch": b}, "batch": b, "lengths": [], "tour": 1, "first_row": 0,
+         "data": "evaluation", "samples": 13, "pool_rows": [], "picks": [], "moved": {}, "runs_before_warm_up": 14, "runs": 14,
          "outputs": {"logits": {"first": [record], "later": [{**record, "most": error * (1 + b / 100)}]}}}
         for b in (1, 8, 64)
     ]  # fmt: skip
@@ -138,8 +142,12 @@ def accuracy(precision: str) -> dict[str, Any]:
         Slice(HOSTILE, 197, 0.3, 0.99, 0.3, 0.25, 0.36, 0.24, 0.37).to_json(),
         Slice("rare", 2, None, None, None, 0, 1, why="only one class").to_json(),
     ]
-    served = {"precision": precision, "sequence": visits, "rows": {"logits": {"tested": True}}, "notes": []}
-    return {"outputs": {"logits": output}, "metric": metric, "samples": 597, "served": served}
+    served = {"precision": precision, "sequence": visits, "failures": [], "rows": {"logits": {"tested": True, "samples": 13}},
+              "reference": {"of": "fp32", "why": "", "mode": "rows", "mixing": {}}, "lost": [], "notes": [], "session": [],
+              "seconds": 1.0, "processor_seconds": 1.0}  # fmt: skip
+    return Accuracy.from_json(
+        {"outputs": {"logits": output}, "metric": metric, "samples": 597, "batches": [64], "served": served}
+    )
 
 
 def champion_comparison() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from engineworks.report.night.metrics import metrics_text
 from engineworks.report.night.summary import summarize
+from engineworks.serving.metrics import FAILURES, GPU_BUSY, GPU_BYTES, REQUESTS, SUMMARY_US
 
 FILE = Path(__file__).parents[1] / "docs" / "grafana" / "engineworks-nightly.json"
 WIDTH = 24
@@ -53,7 +54,9 @@ def test_variables_are_declared_before_they_are_used() -> None:
 
 def test_it_asks_for_metrics_and_labels_that_a_night_has() -> None:
     engine = {"id": "r/fp32/cpu", "verdict": "pass", "latency_ms_p50": 1.0, "throughput_per_s": 1.0, "bytes": 1}
-    engine |= {"accuracy": {"metric": {"engine": 1.0}}}
+    watched = {"gpu_busy": 0.5, "gpu_mib": 1.0, "memory_mib": 1.0}
+    load = {"completed_per_s": 1.0, "latency_ms_p99": 1.0, "watched": watched}
+    engine |= {"accuracy": {"metric": {"engine": 1.0}}, "served": {"ready_s": 1.0, "load": load}}
     ran = [{"id": "r/export", "seconds": 1.0, "reason": ""}]
     text = metrics_text(summarize([{"recipe": "r", "engines": [engine], "ran": ran}], None, at=datetime.now(UTC)))
     labels: dict[str, set[str]] = {}
@@ -67,3 +70,5 @@ def test_it_asks_for_metrics_and_labels_that_a_night_has() -> None:
             assert set(re.findall(r"(\w+)\s*[=!]", inner)) <= labels[name], expr
     shown = {n for e in asked for n in re.findall(r"engineworks_\w+", e)}
     assert shown == labels.keys()
+    of_triton = {n for e in asked for n in re.findall(r"nv_\w+", e)}
+    assert of_triton == {REQUESTS, FAILURES, SUMMARY_US, GPU_BUSY, GPU_BYTES}

@@ -22,8 +22,8 @@ from engineworks.errors import EngineworksError, InputError, StepError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine
 from engineworks.recipe.npz import read_arrays
 from engineworks.recipe.samples import SampleFile, samples_from_json
@@ -104,9 +104,9 @@ class _Search:
             if self.plan.steps[key].kind == "prepare":
                 run_step(self.plan.steps[key], self.store, self.pool, say=self.say)
         report = self._comparison()
-        served = report.get("served")
+        served = report.served if report else None
         trials = Trials(
-            self._samples(reference), reference.params["shapes"], served, _worst_row(report),
+            self._samples(reference), reference.params["shapes"], served, report.worst_row if report else 0,
             reference.params["batches"],
         )  # fmt: skip
         return list(trials), served is None or worst_visit(served) is not None
@@ -120,19 +120,18 @@ class _Search:
             paths = reference.unkeyed["evaluation"]
         return samples_from_json(paths, reference.params["samples"])
 
-    def _comparison(self) -> Mapping[str, Any]:
-        """The engine's comparison, which tells at which shape and sample it is wrong; {} where it cannot be made."""
+    def _comparison(self) -> Accuracy | None:
+        """The engine's comparison, which tells at which shape and sample it is wrong; None where it cannot be made."""
         key = self.engine.steps.get("compare")
         if key is None or self.engine.unmeasured_because:
-            return {}
+            return None
         try:
             for step in self.plan.needed([key]):
                 run_step(step, self.store, self.pool, say=self.say)
-            report: Mapping[str, Any] = self.store.require(key).read_json(ACCURACY_FILE)
-            return report
+            return self.store.require(key).read(Accuracy)
         except StepError as error:
             self.say(f"it cannot be compared: {error.message}")
-            return {}
+            return None
 
     def _prober(self) -> EngineProber:
         target = self.plan.steps[self.engine.steps["build"]].params["target"]
@@ -263,13 +262,6 @@ class _Search:
             self.engine.id, "lowered", message, nodes, (), worst["error"] if worst else None, builds, answer["count"],
             str(bundle) if worst else "", tuple(details), tuple(answer["pieces"]),
         )  # fmt: skip
-
-
-def _worst_row(report: Mapping[str, Any]) -> int:
-    """The sample that is furthest off in a comparison; 0 without one."""
-    outputs = report.get("outputs", {}).values()
-    cosines = [(o["worst_row_cosine"], o["worst_row"]) for o in outputs if o.get("worst_row_cosine") is not None]
-    return int(min(cosines, default=(0.0, 0))[1])
 
 
 def _how_wrong(error: float | None) -> str:

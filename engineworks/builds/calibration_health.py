@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engineworks.plan.plan import Plan, Step
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from engineworks.builds.step import Outcome
 from engineworks.errors import StoreError
 from engineworks.fingerprint import canonical_json, digest_of
 from engineworks.plan.kinds import STEP_KINDS, StepName
-from engineworks.plan.plan import Plan, PlannedEngine, Step
+from engineworks.plan.plan import Plan, PlannedEngine
+from engineworks.plan.steps import Step
 from engineworks.recipe.selection import selects
 from engineworks.store.store import Store
 

@@ -7,15 +7,17 @@ from typing import Any
 
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
-from engineworks.builds.recorded import engine_runs, read_json, read_text
+from engineworks.builds.recorded import engine_runs, read_json, read_report, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LAYERS_FILE
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -69,7 +71,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
     def read(path: str) -> Any:
         return read_json(tracking, run.run_id, path)
 
-    error, latency = read_text(tracking, run.run_id, ERROR_FILE), read(LATENCY_FILE)
+    error, latency = read_text(tracking, run.run_id, ERROR_FILE), read_report(tracking, run.run_id, Latency)
     failure = Failure("", error, read_text(tracking, run.run_id, ERROR_LOG_FILE) or "") if error else None
     verdict: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
     return EngineResult(
@@ -77,7 +79,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         verdict=verdict,
         checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
         sidecar=read(SIDECAR_FILE) or {},
-        accuracy=read(ACCURACY_FILE),
+        accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
         champion_comparison=read(CHAMPION_COMPARISON_FILE),
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
@@ -87,12 +89,12 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
     )
 
 
-def _recommendation(latency: Any, resolved: Mapping[str, Any]) -> Recommendation | None:
+def _recommendation(latency: Latency | None, resolved: Mapping[str, Any]) -> Recommendation | None:
     sweep = (resolved.get("performance") or {}).get("sweep")
     if not sweep or not latency:
         return None
-    points = [sweep_point(point) for point in latency["sweep"]]
-    return recommend(points, latency_ms=sweep.get("latency_ms"), memory_total_mib=latency["memory_total_mib"])
+    points = [sweep_point(point) for point in latency.sweep]
+    return recommend(points, latency_ms=sweep.get("latency_ms"), memory_total_mib=latency.memory_total_mib)
 
 
 def _comparison(value: Any) -> Comparison | None:

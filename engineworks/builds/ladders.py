@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
-from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.gates.gates import ACCURACY_CHECKS
 from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose
 
@@ -72,12 +71,8 @@ def _model_size(store: Store, key: str) -> int | None:
 
 
 def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
-    shapes = (engine.latency or {}).get("shapes", {})
-    shape: Mapping[str, Any] = next(iter(shapes.values()), {})
-    outputs = (engine.accuracy or {}).get("outputs", {})
-    metric = (engine.accuracy or {}).get("metric") or {}
-    cosine = worst_cosine(outputs)
-    ratio = metric.get("ratio")
+    shape = engine.latency.first if engine.latency else None
+    accuracy = engine.accuracy
     failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
     bad = [c for c in failing if c.verdict == engine.verdict]
     return Candidate(
@@ -85,12 +80,12 @@ def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         verdict="refused" if engine.failure and engine.failure.inapplicable else engine.verdict,
         engine=engine.id,
         computes=planned.computes,
-        latency_ms=shape.get("latency_ms_p50"),
-        doubt=next(iter(shape.get("complaints", ())), ""),
+        latency_ms=shape.latency_ms_p50 if shape else None,
+        doubt=next(iter(shape.complaints if shape else ()), ""),
         bytes=engine.sidecar.get("bytes"),
-        metric=metric.get("engine"),
-        cosine=cosine,
-        quality=ratio if ratio is not None else cosine,
+        metric=engine.metric,
+        cosine=accuracy.worst_cosine if accuracy else None,
+        quality=accuracy.quality if accuracy else None,
         why=_why(engine.failure) if engine.failure else next((c.message for c in bad), ""),
         inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in ACCURACY_CHECKS for c in failing),
         forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),

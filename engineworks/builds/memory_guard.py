@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engineworks.engines.backends import backend
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 
 MIB = 2**20

@@ -23,7 +23,9 @@ from engineworks.engines.signing import Signer, read_signer
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.git.state import Checkout
 from engineworks.host.packages import installed_version
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.store.artifact import Artifact
@@ -119,8 +121,8 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """Return the report in a file; the engine already holds those that it was evaluated by."""
     judged_by = {
-        ("compare", ACCURACY_FILE): engine.accuracy,
-        ("measure", LATENCY_FILE): engine.latency,
+        ("compare", Accuracy.FILE): engine.accuracy.to_json() if engine.accuracy else None,
+        ("measure", Latency.FILE): engine.latency.to_json() if engine.latency else None,
         ("compare-champion", CHAMPION_COMPARISON_FILE): engine.champion_comparison,
     }
     known = judged_by.get((artifact.step.rpartition("/")[2], name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engineworks.plan.plan import Plan, Step
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 
 
 class Listener(Protocol):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engineworks.errors import InputError, TrackingError
 from engineworks.settings import Settings
 from engineworks.tracking.records import KIND, RunSummary
 from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.typed_json import Report
+
+R = TypeVar("R", bound=Report)
 
 HINT = "`engineworks list engines` shows what was recorded"
 
@@ -61,6 +64,12 @@ def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
     """Read a recorded JSON file; None if it is missing."""
     text = read_text(tracking, run_id, path)
     return json.loads(text) if text is not None else None
+
+
+def read_report(tracking: Tracking, run_id: str, kind: type[R]) -> R | None:
+    """Read a recorded report as its class; None if it is missing. Raises `StoreError` if it is not as documented."""
+    text = read_text(tracking, run_id, kind.FILE)
+    return kind.parse(text, f"run {run_id}: {kind.FILE}") if text is not None else None
 
 
 def read_text(tracking: Tracking, run_id: str, path: str) -> str | None:

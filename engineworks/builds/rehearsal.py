@@ -1,5 +1,7 @@
 """Builds recipes with other versions of packages, beside the present ones, and compares the results.
 
+Engines that both sides can run are timed in turns, so that a drift of the host does not decide.
+
 Each side builds in an environment and artifacts of its own, under `artifacts/rehearse/`: store, MLflow database and
 champions of the present are neither read nor written. Both keep what they built for the next rehearsal.
 """
@@ -15,10 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
+from engineworks.builds.two_environments import time_in_turns
+from engineworks.errors import (
+    EXIT_GATE_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_PASSED,
+    EXIT_STEP_FAILED,
+    EngineworksError,
+    InputError,
+)
+from engineworks.fingerprint import FileDigests
 from engineworks.host.environments import make_environment
+from engineworks.measure.regression import Comparison
 from engineworks.measure.scorecard import Change, compare_builds
+from engineworks.plan.plan import plan_recipes
+from engineworks.recipe.load import load_recipes
 from engineworks.settings import Settings
+from engineworks.store.store import Store
 
 WITH_RESULT = (EXIT_PASSED, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_STEP_FAILED)
 """Exit codes of builds that print a result."""
@@ -33,7 +48,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """requirements: the other versions. changes: by engine, the worst first. reports: pages of the builds."""
+    """requirements: the other versions. changes: by engine, the worst first. file: the same as JSON."""
 
     requirements: tuple[str, ...]
     changes: tuple[Change, ...]
@@ -58,11 +73,51 @@ def rehearse(
     for name, executable in (("present", Path(sys.executable)), (python.parents[1].name, python)):
         say(f"building with {'the present versions' if name == 'present' else ', '.join(requirements)}")
         sides[name] = _build(executable, recipes, root / name, settings, say, only)
-    changes = compare_builds(*sides.values())
+    timed = _time_in_turns(recipes, root / "present", sides, (Path(sys.executable), python), settings, say)
+    changes = compare_builds(sides["present"], sides[python.parents[1].name], timed)
     file = root / python.parents[1].name / SCORECARD_FILE
     found = Rehearsal(tuple(requirements), tuple(changes), file)
     file.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def _time_in_turns(
+    recipes: Sequence[Path], artifacts: Path, sides: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[Path],
+    settings: Settings, say: Say,
+) -> dict[str, Mapping[str, Comparison]]:  # fmt: skip
+    """By engine and shape: the rehearsed over the present version, of engines whose bytes differ or whose runtime
+    does. An engine that cannot be timed so is said, and compared by the measurements of both builds."""
+    store = Store(artifacts / "store")
+    plans = plan_recipes(
+        load_recipes(recipes, data_roots=settings.data_roots), store, FileDigests(settings.artifacts / "digests.db")
+    )
+    measured = [_measured(results) for results in sides.values()]
+    found: dict[str, Mapping[str, Comparison]] = {}
+    for plan, engine in ((p, e) for p in plans for e in p.engines):
+        if "measure" not in engine.steps or not all(engine.id in side for side in measured):
+            continue
+        say(f"{engine.id}: both versions in turns")
+        pairs = [(python, side[engine.id]) for python, side in zip(pythons, measured, strict=True)]
+        try:
+            found[engine.id] = time_in_turns(
+                engine, plan.steps[engine.steps["measure"]], store, pairs, _environ(artifacts, settings)
+            )
+        except EngineworksError as error:
+            say(f"{engine.id}: not timed in turns: {error.message}")
+    return found
+
+
+def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """Engine → the folder of its artifact, of those that were measured."""
+    engines = (engine for result in results for engine in result["engines"])
+    return {e["id"]: Path(e["path"]).parent for e in engines if e["path"] and e["latency"]}
+
+
+def _environ(artifacts: Path, settings: Settings) -> dict[str, str]:
+    """The variables of a process that must not see the present artifacts, servers or packages."""
+    roots = os.pathsep.join(map(str, settings.data_roots))
+    environ = {k: v for k, v in os.environ.items() if k not in OWN_PLACES}
+    return environ | {"ENGINEWORKS_ARTIFACTS": str(artifacts)} | ({"ENGINEWORKS_DATA_ROOTS": roots} if roots else {})
 
 
 def _build(
@@ -72,9 +127,7 @@ def _build(
     artifacts.mkdir(parents=True, exist_ok=True)
     command = [str(python), "-c", "from engineworks.cli import main; main()", "build", *map(str, recipes), "--json"]
     command += ["--only", only] if only else []
-    roots = os.pathsep.join(map(str, settings.data_roots))
-    environ = {k: v for k, v in os.environ.items() if k not in OWN_PLACES}
-    environ |= {"ENGINEWORKS_ARTIFACTS": str(artifacts)} | ({"ENGINEWORKS_DATA_ROOTS": roots} if roots else {})
+    environ = _environ(artifacts, settings)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
         try:
             out, err = process.communicate()

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from engineworks.plan.kinds import STEP_KINDS
-from engineworks.plan.plan import Plan, Step
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 
 
 def _nothing(_: Step) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import EngineResult, Failure
 from engineworks.engines.backends import backend
-from engineworks.plan.kinds import LATENCY_FILE
+from engineworks.measure.accuracy import OutputAccuracy
+from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.plan.peers import PlannedPeer
 from engineworks.plan.plan import Plan
 from engineworks.store.store import Store
@@ -47,13 +47,13 @@ def _peer_rows(
         for shape in shapes:
             yield ComparisonRow(name, peer.title, peer.precision, shape, note=_why_not(plan, peer, failures))
         return
-    report = artifact.read_json(LATENCY_FILE)
-    right = _is_right(report["outputs"])
-    device = report["facts"].get("device") if "," not in peer.title else None
+    report = artifact.read_figures(PeerLatency, 1)
+    right = _is_right(report.outputs)
+    device = report.facts.get("device") if "," not in peer.title else None
     title = f"{peer.title}, {str(device).upper()}" if device else peer.title
-    notes = list(report["notes"]) if right else ["its outputs differ from the fp32 reference: no speed-up is given"]
+    notes = list(report.notes) if right else ["its outputs differ from the fp32 reference: no speed-up is given"]
     row = ComparisonRow(name, title, peer.precision, "", right=right, note="; ".join(notes))
-    yield from _at_shapes(row, report, report["outputs"], shapes)
+    yield from _at_shapes(row, report, report.outputs, shapes)
 
 
 def _engine_rows(plan: Plan, engine: EngineResult, shapes: Sequence[str]) -> Iterator[ComparisonRow]:
@@ -66,22 +66,22 @@ def _engine_rows(plan: Plan, engine: EngineResult, shapes: Sequence[str]) -> Ite
         right=engine.verdict not in ("fail", "failed"),
         note="" if engine.verdict == "pass" else f"verdict: {engine.verdict}",
     )  # fmt: skip
-    yield from _at_shapes(row, engine.latency, (engine.accuracy or {}).get("outputs", {}), shapes)
+    yield from _at_shapes(row, engine.latency, engine.accuracy.outputs if engine.accuracy else {}, shapes)
 
 
 def _at_shapes(
-    row: ComparisonRow, report: Mapping[str, Any], outputs: Mapping[str, Any], shapes: Sequence[str]
+    row: ComparisonRow, report: Latency | PeerLatency, outputs: Mapping[str, OutputAccuracy], shapes: Sequence[str]
 ) -> Iterator[ComparisonRow]:
     for shape in shapes:
-        figures = report["shapes"].get(shape)
+        figures = report.shapes.get(shape)
         if figures:
             yield replace(
                 row,
                 shape=shape,
-                note="; ".join([*filter(None, [row.note]), *figures.get("complaints", ())]),
-                load_ms=report["load_ms"],
-                cosine={name: output["cosine"] for name, output in outputs.items()},
-                **{field: figures.get(field) for field in _FIGURES},
+                note="; ".join([*filter(None, [row.note]), *figures.complaints]),
+                load_ms=report.load_ms,
+                cosine={name: output.cosine for name, output in outputs.items()},
+                **{field: getattr(figures, field) for field in _FIGURES},
             )
 
 
@@ -90,10 +90,8 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def _is_right(outputs: Mapping[str, Any]) -> bool:
-    return all(
-        not o["nonfinite"] and o["cosine"] is not None and o["cosine"] >= LEAST_COSINE for o in outputs.values()
-    )  # fmt: skip
+def _is_right(outputs: Mapping[str, OutputAccuracy]) -> bool:
+    return all(not o.nonfinite and o.cosine is not None and o.cosine >= LEAST_COSINE for o in outputs.values())
 
 
 def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,13 +13,14 @@ from typing import Any, Literal, TextIO
 
 from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
-from engineworks.errors import StepError
+from engineworks.errors import StepError, StoreError
 from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
+from engineworks.typed_json import Report, read_file
 
 STEP_FUNCTION = "engineworks.steps.job:main"
 
@@ -128,7 +130,21 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
         what=step.id,
         error=kind.error,
     )
-    return dict(answer["reports"])
+    reports = dict(answer["reports"])
+    for report in kind.typed:
+        _read_back(step, report, payload["out"], reports.get(report.FILE))
+    return reports
+
+
+def _read_back(step: Step, report: type[Report], out: str, digest: str | None) -> None:
+    """Raises the step's error unless it wrote this report, and the file is as documented."""
+    try:
+        data = read_file(Path(out) / report.FILE)
+        if digest != hashlib.sha256(data).hexdigest():
+            raise STEP_KINDS[step.kind].error(f"{step.id}: did not write the {report.FILE} in its result")
+        report.parse(data, f"{step.id}: {report.FILE}")
+    except StoreError as error:
+        raise STEP_KINDS[step.kind].error(error.message) from None
 
 
 def _clear(out: Path) -> None:

@@ -12,10 +12,10 @@ from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
-from engineworks.measure.accuracy import worst_cosine
-from engineworks.measure.slices import read_slices
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -78,9 +78,9 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.sidecar:
         texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
-        texts[ACCURACY_FILE] = json.dumps(engine.accuracy, indent=1)
+        texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
     if engine.latency:
-        texts[LATENCY_FILE] = json.dumps(engine.latency)
+        texts[Latency.FILE] = json.dumps(engine.latency.to_json())
     if engine.layers:
         texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
@@ -198,24 +198,22 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Return numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN, recorded as not finite."""
     metrics: dict[str, float | None] = {}
-    for name, output in (engine.accuracy or {}).get("outputs", {}).items():
-        metrics |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
-        if output["sqnr_db"] is not None:
-            metrics[f"sqnr_db/{name}"] = output["sqnr_db"]
-    task = (engine.accuracy or {}).get("metric")
+    for name, output in engine.accuracy.outputs.items() if engine.accuracy else ():
+        metrics |= {f"{k}/{name}": getattr(output, k) for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        if output.sqnr_db is not None:
+            metrics[f"sqnr_db/{name}"] = output.sqnr_db
+    task = engine.accuracy.metric if engine.accuracy else None
     if task:
-        metrics |= {"metric": task["engine"], "metric_reference": task["reference"], "metric_ratio": task["ratio"]}
-    for part in read_slices(task):
+        metrics |= {"metric": task.engine, "metric_reference": task.reference, "metric_ratio": task.ratio}
+    for part in task.slices if task else ():
         if not part.why:
             metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
-        metrics["load_ms"] = engine.latency["load_ms"]
-        for shape, figures in engine.latency["shapes"].items():
-            metrics |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
-            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            metrics |= {
-                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
-            }
+        metrics["load_ms"] = engine.latency.load_ms
+        for shape, figures in engine.latency.shapes.items():
+            metrics |= {f"{k}/{shape}": getattr(figures, k) for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := getattr(figures, k)) is not None}
+            metrics |= {f"samples_per_s/{shape}/streams_{s.streams}": s.samples_per_s for s in figures.streams}
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
@@ -240,14 +238,12 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     They are measured at the recipe's first named shape; the cosine is the smallest of the outputs. See
     `tracking.pages.HEADLINE`.
     """
-    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
-    first: Mapping[str, Any] = next(iter(shapes.values()), {})
-    outputs = (engine.accuracy or {}).get("outputs", {})
-    cosine, size = worst_cosine(outputs), engine.sidecar.get("bytes")
-    figures = {
-        "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
-        "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
-        "worst_cosine": math.nan if outputs and cosine is None else cosine,
+    first = engine.latency.first if engine.latency else None
+    cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
+    figures: dict[str, Any] = {
+        "p50_ms": first and first.latency_ms_p50, "p99_ms": first and first.latency_ms_p99,
+        "samples_per_s": first and first.throughput_per_s, "memory_mib": first and first.memory_mib,
+        "worst_cosine": math.nan if engine.accuracy and cosine is None else cosine,
         "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
     return {name: float(value) for name, value in figures.items() if value is not None}
@@ -255,8 +251,8 @@ def _headline(engine: EngineResult) -> dict[str, float]:
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
     """Return the batch sweep: each metric by batch, so that MLflow draws its curve."""
-    points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
-    return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
+    points = engine.latency.points if engine.latency else ()
+    return {f"sweep_{k}": {p.batch: getattr(p, k) for p in points} for k in _SWEEP_METRICS} if points else {}
 
 
 _MEASURED_METRICS = (

@@ -31,16 +31,18 @@ def rehearse(
     from engineworks.builds.progress import listener
     from engineworks.builds.rehearsal import rehearse as run
     from engineworks.report.progress_text import progress
+    from engineworks.report.scorecard import write_scorecard
 
     settings = read_settings()
 
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         found = run([Path(p) for p in recipes], with_, settings, listener().say, only=any_of(only))
+    page = write_scorecard(found)
     if as_json:
         terminal.print_json(found.to_json())
     else:
         rows = [(c.engine, c.present, c.rehearsed, "; ".join(c.words) or "as before") for c in found.changes]
         terminal.print_table(("engine", "present", ", ".join(found.requirements), "change"), rows)
-        terminal.say(f"scorecard: {found.file}")
+        terminal.say(f"scorecard: {page}")
     if found.worse:
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -39,14 +39,16 @@ class TimedLayer:
 
 class LayerTimer(Protocol):
     def __call__(
-        self, engine: Path, options: Mapping[str, object], feeds: Arrays, runs: int, known: Sequence[Any]
-    ) -> tuple[str, list[TimedLayer]]:
-        """Return what timed the layers, and each layer. Raises `RunError` where nothing can."""
+        self, engine: Path, options: Mapping[str, object], feeds: Arrays, runs: int, known: Sequence[Any],
+        cache: Path | None = None,
+    ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
+        """Return what timed the layers, and each layer. cache: of kernels that were compiled for this device. Raises
+        `RunError` where nothing can."""
         ...
 
 
 def time_layers(
-    engine: VerifiedEngine, target: Mapping[str, Any], feeds: Arrays, runs: int
+    engine: VerifiedEngine, target: Mapping[str, Any], feeds: Arrays, runs: int, cache: Path | None
 ) -> tuple[str, list[TimedLayer]]:
     """Time the layers of a verified engine. Raises `RunError`."""
     runner_of(target)
@@ -55,4 +57,4 @@ def time_layers(
         raise RunError(f"{backend(target['backend']).TITLE} tells no times of layers")
     known = [spec_from_json(spec) for spec in (*engine.sidecar["inputs"], *engine.sidecar["outputs"])]
     with named(engine.path, engine.source):
-        return timer(engine.path, target["options"], feeds, runs, known)
+        return timer(engine.path, target["options"], feeds, runs, known, cache)

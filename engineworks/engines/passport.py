@@ -13,9 +13,10 @@ from pydantic import StringConstraints
 from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_files import PASSPORT_FILE, check_files, refuse_strangers
 from engineworks.engines.signing import Trust
-from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed
+from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.tensors import TensorSpec
+from engineworks.typed_json import STRICT
 
 VERSION = 1
 

@@ -22,9 +22,10 @@ from pydantic import Field
 from engineworks.engines.engine_files import STATEMENTS_FILE
 from engineworks.engines.passport import Passport, SignatureFacts
 from engineworks.engines.signing import Trust
-from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
+from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_of
+from engineworks.typed_json import STRICT, plain
 
 LONGEST = 100
 """Statements of a role that are kept; a host that has missed more releases must be told by hand what it may trust."""
@@ -67,8 +68,8 @@ class Statement:
         return digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = untyped(self)
-        return plain
+        value: dict[str, Any] = plain(self)
+        return value
 
     @classmethod
     def from_json(cls, document: Any, what: str) -> Statement:

@@ -6,22 +6,19 @@ from __future__ import annotations
 import json
 import os
 import stat
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints
 
 from engineworks.errors import TrustError
 from engineworks.fingerprint import canonical_json
+from engineworks.typed_json import parse
 
 T = TypeVar("T")
 
 LARGEST_BYTES = 64 * 2**20
 DEEPEST = 32
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""The `__pydantic_config__` of a document's dataclass: unknown keys are refused."""
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 """sha256, 64 hex digits."""
@@ -84,27 +81,7 @@ def parse_document(data: bytes, what: str) -> dict[str, Any]:
 def typed(kind: type[T], document: Any, what: str) -> T:
     """Return the document as the frozen dataclass `kind`. Raises `TrustError` for the first unknown or missing key, or
     value of another type."""
-    try:
-        return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(document), strict=True))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    place = ".".join(str(part)[:80] for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        raise TrustError(f"{what}: unknown key '{place}'", hint=_FETCH_AGAIN)
-    if first["type"] in ("missing", "missing_argument"):
-        raise TrustError(f"{what}: '{place}' is missing", hint=_FETCH_AGAIN)
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    raise TrustError(f"{what}: '{place}' is not as documented: {reason}", hint=_FETCH_AGAIN)
-
-
-def untyped(value: object) -> Any:
-    """The inverse of `typed`: plain JSON values, without keys whose value is None by default."""
-    return _adapter(cast(Any, type(value))).dump_python(value, mode="json", exclude_defaults=True)
-
-
-@lru_cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return parse(kind, json.dumps(document), what, error=TrustError, hint=_FETCH_AGAIN)
 
 
 def _depth(value: Any) -> int:

@@ -36,6 +36,12 @@ def total_mib() -> float:
     return min(kib / 1024, int(limit) / 2**20) if limit.isdigit() else kib / 1024
 
 
+def proportional_kib(pid: int) -> float:
+    """Return the memory of a process, shared pages divided among those that share them (Pss); 0 where it has ended."""
+    lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith("Pss:")), 0.0)
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")

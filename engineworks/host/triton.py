@@ -58,11 +58,12 @@ class InstalledServer:
 @dataclass(frozen=True)
 class RunningServer:
     """A server that somebody else runs: its addresses (host:port), and the folder of its models on this host, None
-    where only models that it has already can be asked."""
+    where only models that it has already can be asked. metrics: address of its metrics, '' where not known."""
 
     http: str
     grpc: str
     repository: Path | None = None
+    metrics: str = ""
 
 
 Server = InstalledServer | RunningServer
@@ -102,7 +103,7 @@ def _running(url: str) -> RunningServer:
     parts = urlsplit(url)
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     try:
-        port, grpc = parts.port or 8000, int(asked.pop("grpc", "8001"))
+        port, grpc, metrics = parts.port or 8000, int(asked.pop("grpc", "8001")), int(asked.pop("metrics", "0"))
     except ValueError:
         raise InputError(f"{TRITON}={url}: a port is not a number", hint=_EXAMPLE) from None
     repository = asked.pop("repository", None)
@@ -111,7 +112,8 @@ def _running(url: str) -> RunningServer:
     folder = Path(repository).expanduser().resolve() if repository else None
     if folder is not None and not folder.is_dir():
         raise InputError(f"{TRITON}={url}: there is no folder {folder}", hint=_EXAMPLE)
-    return RunningServer(f"{parts.hostname}:{port}", f"{parts.hostname}:{grpc}", folder)
+    place = f"{parts.hostname}:{metrics}" if metrics else ""
+    return RunningServer(f"{parts.hostname}:{port}", f"{parts.hostname}:{grpc}", folder, place)
 
 
 _EXAMPLE = "e.g. 'http://127.0.0.1:8000?grpc=8001&repository=/models'"

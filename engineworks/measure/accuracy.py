@@ -12,11 +12,11 @@ Formulas, over all elements of an output (r: reference, e: engine), in float64:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineworks.host.packages import LazyModule
+from engineworks.typed_json import Cosine, Count, Document, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,24 +29,42 @@ else:
 
 
 @dataclass(frozen=True)
-class OutputAccuracy:
-    """One output over all samples.
+class Misshapen(Document):
+    """Runs at which an output has another shape than the reference's: the first, why, how many, and of how many."""
+
+    run: Count
+    why: str
+    runs: Count
+    of: Count
+
+
+@dataclass(frozen=True)
+class OutputAccuracy(Document):
+    """One output over all samples. Figures that are no number are None.
 
     nonfinite: number of elements that are NaN or Inf on one side only. The differences cover the other elements; cosine
-    and sqnr_db are then NaN.
+    and sqnr_db are then None. dtypes: the engine's and the reference's, where they differ.
     """
 
-    max_abs: float
-    mean_abs: float
-    cosine: float
+    max_abs: Size | None
+    mean_abs: Size | None
+    cosine: Cosine | None
     sqnr_db: float | None
-    nonfinite: int
-    elements: int
-    worst_row: int
-    worst_row_cosine: float
+    nonfinite: Count
+    elements: Count
+    worst_row: Count
+    worst_row_cosine: Cosine | None
+    dtypes: tuple[str, str] | None = None
+    misshapen: Misshapen | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {k: _number(v) for k, v in vars(self).items()}
+    @property
+    def noise(self) -> float:
+        """Σ(e - r)² / Σr² = 10^(-SQNR / 10), inf if values became NaN or infinite."""
+        if self.nonfinite or self.max_abs is None:
+            return math.inf
+        if self.sqnr_db is None:  # equal, or a reference of zeros
+            return 0.0 if not self.max_abs else math.inf
+        return float(10 ** (-self.sqnr_db / 10))
 
 
 class OutputComparison:
@@ -82,14 +100,14 @@ class OutputComparison:
         known = not self._nonfinite and (self._elements > 0 or not self._skipped)
         ratio = self._rr / self._noise if known and self._noise > 0 else 0.0
         return OutputAccuracy(
-            max_abs=self._max,
-            mean_abs=self._sum_abs / max(1, self._elements) if self._elements or not self._skipped else math.nan,
-            cosine=cosine(self._dot, self._ee, self._rr) if known else math.nan,
+            max_abs=_number(self._max),
+            mean_abs=_number(self._sum_abs / max(1, self._elements)) if self._elements or not self._skipped else None,
+            cosine=_number(cosine(self._dot, self._ee, self._rr)) if known else None,
             sqnr_db=10 * math.log10(ratio) if 0 < ratio < math.inf else None,
             nonfinite=self._nonfinite,
             elements=self._elements,
             worst_row=self._worst_row,
-            worst_row_cosine=self._worst_cosine if math.isfinite(self._worst_cosine) else math.nan,
+            worst_row_cosine=_number(self._worst_cosine),
         )
 
     def _note_worst_row(self, e: NDArray[np.float64], r: NDArray[np.float64]) -> None:
@@ -115,14 +133,5 @@ def cosine(dot: float, ee: float, rr: float) -> float:
     return max(-1.0, min(1.0, dot / math.sqrt(ee) / math.sqrt(rr)))
 
 
-def worst_cosine(outputs: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The smallest cosine of the outputs; None if one is not a number or there are no outputs.
-
-    outputs: as `OutputAccuracy.to_json` writes them.
-    """
-    cosines = [o["cosine"] for o in outputs.values()]
-    return None if None in cosines else min(cosines, default=None)
-
-
-def _number(value: float | int | None) -> float | int | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

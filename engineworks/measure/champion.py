@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engineworks.measure.accuracy_report import Accuracy
+
 
 @dataclass(frozen=True)
 class Champion:
@@ -22,7 +24,7 @@ class Champion:
     digest: str
     build_key: str
     run: str
-    accuracy: Mapping[str, Any] | None = None
+    accuracy: Accuracy | None = None
     compare: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """Two builds of the same recipes with other versions → what changed for each engine, with intervals. Pure.
 
-Both are results of `engineworks build --json`. They were measured one after the other in processes of their own, so
-latencies are compared by the intervals of their medians, and a difference below 5% is none.
+Both are results of `engineworks build --json`. Engines that ran on both sides are also timed in turns
+(`measure.interleave`): that interval decides. Else each was measured in a process of its own, one after the other, and
+the intervals of their medians are compared. A difference below 5% is none.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
+
+from engineworks.measure.regression import Comparison
 
 CLOSE = 0.05
 """Relative difference of latencies that two processes may have without any reason."""
@@ -27,7 +31,11 @@ SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "pass")
 
 @dataclass(frozen=True)
 class Speed:
-    """Latency at one shape. ratio: rehearsed / present; low, high: its bounds. busy: the host was, on either side."""
+    """Latency at one shape. ratio: rehearsed / present; low, high: its bounds. busy: the host was, on either side.
+
+    rounds: of both versions in turns, 0 where they were measured one after the other. why: why turns decide nothing, ''
+    if they do.
+    """
 
     shape: str
     present_ms: float
@@ -36,13 +44,17 @@ class Speed:
     low: float
     high: float
     busy: bool = False
+    rounds: int = 0
+    why: str = ""
 
     @property
     def direction(self) -> str:
-        """slower or faster, '' where the interval does not tell."""
+        """slower, faster or undecided; '' for neither."""
         if self.low > 1 + CLOSE:
             return "slower"
-        return "faster" if self.high < 1 / (1 + CLOSE) else ""
+        if self.high < 1 / (1 + CLOSE):
+            return "faster"
+        return "undecided" if self.why and self.high > 1 + CLOSE else ""
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,17 @@ class Change:
         return asdict(self)
 
 
-def compare_builds(present: Sequence[Mapping[str, Any]], rehearsed: Sequence[Mapping[str, Any]]) -> list[Change]:
+Turns = Mapping[str, Mapping[str, Comparison]]
+"""Engine → shape → the rehearsed version over the present one, timed in turns."""
+
+
+def compare_builds(
+    present: Sequence[Mapping[str, Any]], rehearsed: Sequence[Mapping[str, Any]], turns: Turns = MappingProxyType({})
+) -> list[Change]:
     """One change per engine of either side, the worst first. Both: one build result (JSON) per recipe."""
     ours, theirs = (_by_engine(results) for results in (present, rehearsed))
-    changes = [_change(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys((*ours, *theirs))]
+    names = dict.fromkeys((*ours, *theirs))
+    changes = [_change(name, ours.get(name), theirs.get(name), turns.get(name, {})) for name in names]
     order: tuple[Tone, ...] = ("worse", "changed", "better", "same")
     return sorted(changes, key=lambda change: order.index(change.tone))
 
@@ -81,11 +100,13 @@ def _reason(refused: Mapping[str, Any]) -> str:
     return str(refused.get("sentence") or refused.get("reason") or "")
 
 
-def _change(name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> Change:
+def _change(
+    name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, turns: Mapping[str, Comparison]
+) -> Change:
     if ours is None or theirs is None:
         side = "only with the other versions" if ours is None else "only with the present versions"
         return Change(name, _verdict(ours), _verdict(theirs), (side,), "changed")
-    speeds = tuple(_speeds(ours, theirs))
+    speeds = tuple(_in_turns(speed, turns.get(speed.shape)) for speed in _speeds(ours, theirs))
     notes = [*_verdicts(ours, theirs), *_speed_notes(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
     return Change(
         name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in notes), _tone([t for _, t in notes]), speeds
@@ -124,6 +145,19 @@ def _speeds(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Spee
             yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0], busy)
 
 
+def _in_turns(speed: Speed, timed: Comparison | None) -> Speed:
+    """The same by both versions in turns, which leaves disturbed rounds out; unchanged where these gave no interval."""
+    if timed is None:
+        return speed
+    if timed.ratio is None or timed.interval is None:
+        return replace(speed, busy=True, rounds=timed.rounds, why=timed.why)
+    disturbed = "disturbed" in timed.why
+    return replace(
+        speed, ratio=timed.ratio, low=timed.interval.low, high=timed.interval.high, busy=disturbed,
+        rounds=timed.rounds, why=timed.why,
+    )  # fmt: skip
+
+
 def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
     """The median's 95% interval; within the 90% quantile on both sides where there were too few runs for one."""
     known = figures.get("median_interval")
@@ -133,15 +167,18 @@ def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
     return (p50 * p50 / p90, p90) if p50 and p90 else None
 
 
+TONES: Mapping[str, Tone] = {"slower": "worse", "faster": "better", "undecided": "changed"}
+
+
 def _speed_notes(speeds: Sequence[Speed]) -> Iterator[Said]:
     for speed in speeds:
         if speed.direction:
-            tone: Tone = "changed" if speed.busy else "worse" if speed.direction == "slower" else "better"
+            undecided = speed.direction == "undecided"
+            end = f": {speed.why}" if undecided else ", while the host was busy" if speed.busy else ""
             yield (
                 f"{speed.direction} at {speed.shape}: {speed.present_ms:.3g} → {speed.rehearsed_ms:.3g} ms, "
-                f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})"
-                + (", while the host was busy" if speed.busy else ""),
-                tone,
+                f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f}){end}",
+                "changed" if speed.busy else TONES[speed.direction],
             )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.generic]
 Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
+Origin = Literal["evaluation", "seeded"]
+"""Where rows come from: the evaluation data, or a seed."""
 
 POOL_ROWS = 13
 
@@ -124,12 +126,12 @@ def row_picks(visit: Visit, pool: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """Rows of one length. rows: indices in the data file, or numbers of synthetic rows (data: "evaluation" or
-    "seeded"). values, operations: of one row."""
+    """Rows of one length. rows: indices in the data file, or numbers of synthetic rows. values, operations: of one
+    row."""
 
     lengths: Lengths
     rows: tuple[int, ...]
-    data: str
+    data: Origin
     values: int
     operations: int
 
@@ -154,7 +156,8 @@ class Stop:
 
 def pool_from_json(value: Mapping[str, Any]) -> PoolFacts:
     """The inverse of `PoolFacts.to_json`."""
-    return PoolFacts(**{**value, "lengths": tuple((str(d), int(n)) for d, n in value["lengths"])})
+    lengths = tuple((str(d), int(n)) for d, n in value["lengths"])
+    return PoolFacts(**{**value, "lengths": lengths, "rows": tuple(value["rows"])})
 
 
 def stop_from_json(value: Mapping[str, Any]) -> Stop:

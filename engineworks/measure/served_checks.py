@@ -26,7 +26,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from engineworks.measure.served_report import PHASES, Loss, RowRecord, Served, ServedVisit
 
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 ROUNDING = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
@@ -43,11 +44,6 @@ EXCUSED_SAMPLES = 0.34
 """Share of the samples that may change their class below fp32: 4 of a pool of 13."""
 
 DEPENDS_A_LITTLE = 0.05
-
-PHASES = ("first", "later")
-"""A visit's first run, and all others."""
-
-Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,117 +86,97 @@ def rounding_tolerance(precision: str, moved: float) -> Tolerance:
     )
 
 
-def row_tolerance(served: Mapping[str, Any], visit: Mapping[str, Any], output: str, cosine: float | None) -> Tolerance:
+def row_tolerance(served: Served, visit: ServedVisit, output: str, cosine: float | None) -> Tolerance:
     """The allowed errors of a row of this output at this visit."""
-    if not _by_lowered(served):
-        return tolerance(served["precision"], cosine)
-    return rounding_tolerance(served["precision"], _moves(visit, output).get("error", 0.0))
+    if not served.by_lowered:
+        return tolerance(served.precision, cosine)
+    return rounding_tolerance(served.precision, visit.moved[output].error if output in visit.moved else 0.0)
 
 
-def _by_lowered(served: Mapping[str, Any]) -> bool:
-    """Whether the reference is the lowered model; reports of older builds name none."""
-    return bool(served.get("reference", {}).get("of") == "lowered")
-
-
-def _moves(visit: Mapping[str, Any], output: str) -> Mapping[str, Any]:
-    """How far one extra rounding moves the output of the lowered model at this visit."""
-    moves: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
-    return moves
-
-
-def _tipped(visit: Mapping[str, Any], output: str, record: Mapping[str, Any]) -> set[int]:
+def _tipped(visit: ServedVisit, output: str, record: RowRecord) -> set[int]:
     """Samples whose exact answer differs, except those that one rounding tips."""
-    return set(record.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
+    return set(record.wrong_samples or ()) - set(visit.moved[output].samples if output in visit.moved else ())
 
 
-def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def synthetic_losses(served: Served) -> dict[str, list[Loss]]:
     """By output: lengths without evaluation samples, and the precision's error against fp32 there, on synthetic rows.
 
     The errors are the lowered model's, or the engine's if the lowered model cannot run.
     """
-    if _by_lowered(served):
-        losses: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
-        for lost in served.get("lost", ()):
-            losses.setdefault(lost["output"], []).append(lost)
+    losses: dict[str, list[Loss]] = {name: [] for name in served.rows}
+    if served.by_lowered:
+        for lost in served.lost:
+            losses.setdefault(lost.output, []).append(lost)
         return losses
-    losses = {name: [] for name in served["rows"]}
-    for visit in served["sequence"]:
-        for name, figures in visit["outputs"].items() if visit.get("data") == "seeded" else ():
-            records = [r for phase in PHASES for r in figures.get(phase, ())]
-            if records:
-                worst = max(records, key=lambda r: r["error"])
-                lengths = dict(visit["lengths"]) or visit["dims"]
-                losses[name].append({
-                    "lengths": lengths, "error": worst["error"], "cosine": min(r["cosine"] for r in records),
-                    "nonfinite": worst["nonfinite"],
-                })  # fmt: skip
+    for visit in served.sequence:
+        for name, figures in visit.outputs.items() if visit.data == "seeded" else ():
+            if figures.records:
+                worst = max(figures.records, key=lambda r: r.error)
+                cosine = min(r.cosine for r in figures.records)
+                losses[name].append(Loss(name, dict(visit.lengths) or visit.dims, worst.error, cosine, worst.nonfinite))
     return losses
 
 
-def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Iterator[str]:
+def synthetic_warnings(served: Served, cosine: float | None) -> Iterator[str]:
     """Losses of the lowered model on synthetic rows that exceed what the recipe's limit allows a single row."""
-    if not _by_lowered(served):
+    if not served.by_lowered:
         return
-    allowed = tolerance(served["precision"], cosine).reference
+    allowed = tolerance(served.precision, cosine).reference
     for output, losses in synthetic_losses(served).items():
-        bad = [loss for loss in losses if loss["nonfinite"] or loss["error"] > allowed]
+        bad = [loss for loss in losses if loss.nonfinite or loss.error > allowed]
         if not bad:
             continue
-        worst = max(bad, key=lambda loss: (loss["nonfinite"] > 0, loss["error"]))
-        size = (
-            f"{worst['nonfinite']} values are NaN or infinite" if worst["nonfinite"] else f"error {worst['error']:.3g}"
-        )
+        worst = max(bad, key=lambda loss: (loss.nonfinite > 0, loss.error))
+        size = f"{worst.nonfinite} values are NaN or infinite" if worst.nonfinite else f"error {worst.error:.3g}"
         more = f", and at {len(bad) - 1} other shape{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
         yield (
-            f"{output}: at {_shape(worst['lengths'])} the lowered model is far from fp32 on made-up rows ({size}, "
-            f"cosine {worst['cosine']:.3g}){more}; the evaluation data has no sample of this shape"
+            f"{output}: at {_shape(worst.lengths)} the lowered model is far from fp32 on made-up rows ({size}, "
+            f"cosine {worst.cosine:.3g}){more}; the evaluation data has no sample of this shape"
         )
 
 
-def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Finding]:
+def synthetic_findings(served: Served, limit: float) -> Iterator[Finding]:
     """`synthetic_cosine[OUTPUT]` of every output."""
     for output, losses in synthetic_losses(served).items():
         name = f"synthetic_cosine[{output}]"
-        worst = min(losses, key=lambda loss: -math.inf if loss["nonfinite"] else loss["cosine"], default=None)
+        worst = min(losses, key=lambda loss: -math.inf if loss.nonfinite else loss.cosine, default=None)
         if worst is None:
             why = "the lowered model is the fp32 model, or the evaluation data has samples of every shape"
             yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
             continue
-        good = not worst["nonfinite"] and worst["cosine"] >= limit
-        figure = (
-            f"{worst['nonfinite']} values that are NaN or infinite" if worst["nonfinite"] else f"{worst['cosine']:.6g}"
-        )
-        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst['lengths'])}"
+        good = not worst.nonfinite and worst.cosine >= limit
+        figure = f"{worst.nonfinite} values that are NaN or infinite" if worst.nonfinite else f"{worst.cosine:.6g}"
+        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
         yield Finding(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
-def served_findings(served: Mapping[str, Any], cosine: float | None) -> Iterator[Finding]:
+def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
     """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only if rows can be told apart."""
-    sequence: Sequence[Mapping[str, Any]] = served["sequence"]
+    sequence = served.sequence
     if not sequence:
         return
-    raised = next((i for i, v in enumerate(sequence) if "raised" in v), None)
-    for output, rows in served["rows"].items():
+    raised = next((i for i, v in enumerate(sequence) if v.raised), None)
+    for output, rows in served.rows.items():
         limits = [row_tolerance(served, visit, output, cosine) for visit in sequence]
         yield _shapes(output, served, limits, raised)
-        if rows["tested"]:
+        if rows.tested:
             yield _rows(output, served, limits)
 
 
-def _shapes(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance], raised: int | None) -> Finding:
-    name, sequence = f"shapes[{output}]", served["sequence"]
+def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: int | None) -> Finding:
+    name, sequence = f"shapes[{output}]", served.sequence
     verdicts = list(_wrong(output, served, limits))
     first = next((i for i, w in enumerate(verdicts) if w), None)
     if first is None and raised is None:
         return Finding(name, True, _all_right(output, served, limits))
     if first is None or (raised is not None and raised < first):
         assert raised is not None
-        why = f"the engine did not run at {_at(sequence, raised, '')}: {sequence[raised]['raised']}"
+        why = f"the engine did not run at {_at(sequence, raised, '')}: {sequence[raised].raised}"
     else:
         phase, what = verdicts[first] or ("", "")
         why = f"wrong at {_at(sequence, first, phase)}: {what}"
-    wrong = [bool(w) or "raised" in v for v, w in zip(sequence, verdicts, strict=True)]
-    tail = _elsewhere([_shape(v["dims"]) for v in sequence], wrong)
+    wrong = [bool(w or v.raised) for v, w in zip(sequence, verdicts, strict=True)]
+    tail = _elsewhere([_shape(v.dims) for v in sequence], wrong)
     return Finding(name, False, f"{output}: {why}{tail}.")
 
 
@@ -215,122 +191,113 @@ def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
     return f"{also}; right before that at {_few(before)}" if before else f"{also}; right at no shape"
 
 
-def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
+def _wrong(output: str, served: Served, limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
     """Per visit: phase and message of the failure, None without one."""
     pools: dict[str, set[int]] = {}
     against = _compared_with(served)
-    for visit, allowed in zip(served["sequence"], limits, strict=True):
-        changed = pools.setdefault(str(visit["lengths"]), set())
-        figures = visit["outputs"].get(output, {})
+    for visit, allowed in zip(served.sequence, limits, strict=True):
+        changed = pools.setdefault(str(visit.lengths), set())
+        figures = visit.of(output)
         first = None
         for phase in PHASES:
-            for record in figures.get(phase, ()):
+            for record in figures.phase(phase):
                 changed |= _tipped(visit, output, record)
-                bad = _bad(record, allowed.reference, len(changed) > allowed.changed * visit["samples"], against)
-                first = first or ((_phase(phase, record["run"], visit), bad) if bad else None)
-        if "misshapen" in figures:
-            first = (_phase("later", figures["misshapen"]["run"], visit), figures["misshapen"]["why"])
+                bad = _bad(record, allowed.reference, len(changed) > allowed.changed * visit.samples, against)
+                first = first or ((_phase(phase, record.run, visit), bad) if bad else None)
+        if figures.misshapen:
+            first = (_phase("later", figures.misshapen.run, visit), figures.misshapen.why)
         yield first
 
 
-def _compared_with(served: Mapping[str, Any]) -> str:
-    if _by_lowered(served) and served["precision"] != "fp32":
+def _compared_with(served: Served) -> str:
+    if served.by_lowered and served.precision != "fp32":
         return "the lowered model in ONNX Runtime"
     return "the fp32 reference"
 
 
-def _bad(record: Figures, limit: float, too_many: bool, against: str) -> str:
+def _bad(record: RowRecord, limit: float, too_many: bool, against: str) -> str:
     """The failure of the worst row, or ''."""
-    row = f"row {record['row']}"
-    if record["nonfinite"]:
-        return f"{row} has {record['nonfinite']} values that are NaN or infinite where {against} has others"
-    if "wrong_samples" in record:
-        return f"{row} differs from {against}" if too_many and record["wrong_samples"] else ""
-    if record["most"] <= limit:
+    row = f"row {record.row}"
+    if record.nonfinite:
+        return f"{row} has {record.nonfinite} values that are NaN or infinite where {against} has others"
+    if record.wrong_samples is not None:
+        return f"{row} differs from {against}" if too_many and record.wrong_samples else ""
+    if record.most <= limit:
         return ""
-    figures = f"error {max(record['error'], record['most']):.3g}, limit {limit:.3g}; cosine {record['cosine']:.3g}"
+    figures = f"error {max(record.error, record.most):.3g}, limit {limit:.3g}; cosine {record.cosine:.3g}"
     return f"{row} differs from {against} ({figures})"
 
 
-def _rows(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Finding:
-    name, sequence, facts = f"rows[{output}]", served["sequence"], served["rows"][output]
-    mixing = served["reference"]["mixing"].get(output, 0.0)
+def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
+    name, sequence, facts = f"rows[{output}]", served.sequence, served.rows[output]
+    mixing = served.reference.mixing.get(output, 0.0)
     pools: dict[str, set[int]] = {}
     worst, at_worst = 0.0, max(limits[0].itself, 3 * mixing if mixing <= DEPENDS_A_LITTLE else 0.0)
     for index, (visit, allowed) in enumerate(zip(sequence, limits, strict=True)):
         limit = max(allowed.itself, 3 * mixing if mixing <= DEPENDS_A_LITTLE else 0.0)
-        moved = pools.setdefault(str(visit["lengths"]), set())
-        for record in visit["outputs"].get(output, {}).get("moved", ()):
+        moved = pools.setdefault(str(visit.lengths), set())
+        for record in visit.of(output).moved:
             moved |= _tipped(visit, output, record)
-            wrong = len(moved) > allowed.moved if "wrong_samples" in record else record["most"] > limit
-            if record["nonfinite"] or wrong:
+            wrong = len(moved) > allowed.moved if record.wrong_samples is not None else record.most > limit
+            if record.nonfinite or wrong:
                 return Finding(name, False, _moved(output, sequence, index, record, limit, mixing))
-            if record["most"] / limit > worst / at_worst:
-                worst, at_worst = record["most"], limit
-    where = "alone and in batches" if facts["alone"] else "at other places and beside other rows"
+            if record.most / limit > worst / at_worst:
+                worst, at_worst = record.most, limit
+    where = "alone and in batches" if facts.alone else "at other places and beside other rows"
     figures = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
-    return Finding(name, True, f"{output}: {facts['samples']} rows gave the same answer {where} ({figures}).")
+    return Finding(name, True, f"{output}: {facts.samples} rows gave the same answer {where} ({figures}).")
 
 
 def _moved(
-    output: str, sequence: Sequence[Mapping[str, Any]], index: int, record: Figures, limit: float, mixing: float
+    output: str, sequence: Sequence[ServedVisit], index: int, record: RowRecord, limit: float, mixing: float
 ) -> str:
-    against = record["against"]
-    before = "alone" if against["batch"] == 1 else f"as row {against['row']} of {_shape(against['dims'])}"
-    if against["dims"] == sequence[index]["dims"] and against["row"] == record["row"]:
-        before = f"at run {against['run']} there"
-    size = f"is off by {max(record['error'], record['most']):.3g} (limit {limit:.3g})"
-    size = "is NaN or infinite" if record["nonfinite"] else size
-    where = _at(sequence, index, f"run {record['run']}")
-    message = f"{output}: row {record['row']} at {where} {size} from the same sample {before}"
+    before, against = "elsewhere", record.against
+    if against is not None:
+        before = "alone" if against.batch == 1 else f"as row {against.row} of {_shape(against.dims)}"
+        if against.dims == sequence[index].dims and against.row == record.row:
+            before = f"at run {against.run} there"
+    size = f"is off by {max(record.error, record.most):.3g} (limit {limit:.3g})"
+    size = "is NaN or infinite" if record.nonfinite else size
+    where = _at(sequence, index, f"run {record.run}")
+    message = f"{output}: row {record.row} at {where} {size} from the same sample {before}"
     if mixing > DEPENDS_A_LITTLE:
         message += "; the fp32 reference does so too: in this model rows depend on each other"
     return message + "."
 
 
-def _all_right(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> str:
-    sequence, rows, reference = served["sequence"], served["rows"][output], served["reference"]
-    records = [
-        (f, allowed.reference)
-        for v, allowed in zip(sequence, limits, strict=True) for phase in PHASES
-        for f in v["outputs"].get(output, {}).get(phase, ())
-    ]  # fmt: skip
-    nothing = ({"most": 0.0}, limits[0].reference)
-    worst, limit = max(records, key=lambda pair: pair[0]["most"] / pair[1], default=nothing)
-    shapes = len({_shape(v["dims"]) for v in sequence})
-    profiles = len({v["profile"] for v in sequence})
+def _all_right(output: str, served: Served, limits: Sequence[Tolerance]) -> str:
+    sequence, rows, reference = served.sequence, served.rows[output], served.reference
+    errors = [(f.most, at.reference) for v, at in zip(sequence, limits, strict=True) for f in v.of(output).records]
+    worst, limit = max(errors, key=lambda pair: pair[0] / pair[1], default=(0.0, limits[0].reference))
+    shapes = len({_shape(v.dims) for v in sequence})
+    profiles = len({v.profile for v in sequence})
     what = f"{shapes} shape{'s' * (shapes > 1)} of {profiles} profile{'s' * (profiles > 1)}"
-    figures = f"largest error of a row {worst['most']:.3g}, limit {limit:.3g}"
-    if any("wrong_samples" in f for f, _ in records):
-        changed = {(str(v["lengths"]), s) for v in sequence for s in _changed(v, output)}
-        figures = f"{len(changed)} of {rows['samples']} samples differ"
-    note = f" Compared with {_compared_with(served)}."
-    if reference.get("why"):
-        note = f" Compared with fp32, for ONNX Runtime cannot run the lowered model: {reference['why']}."
-    note += "" if rows["tested"] else f" Its rows were not told apart: {rows['why']}."
-    note += f" What was not tried: {'; '.join(served['notes'])}." if served["notes"] else ""
-    return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{note}"
+    figures = f"largest error of a row {worst:.3g}, limit {limit:.3g}"
+    if any(record.wrong_samples is not None for record in served.records(output)):
+        changed = {(v.lengths, s) for v in sequence for f in v.of(output).records for s in f.wrong_samples or ()}
+        figures = f"{len(changed)} of {rows.samples} samples differ"
+    told = f" Compared with {_compared_with(served)}."
+    if reference.why:
+        told = f" Compared with fp32, for ONNX Runtime cannot run the lowered model: {reference.why}."
+    told += "" if rows.tested else f" Its rows were not told apart: {rows.why}."
+    told += f" What was not tried: {'; '.join(served.notes)}." if served.notes else ""
+    return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{told}"
 
 
-def _changed(visit: Mapping[str, Any], output: str) -> set[int]:
-    figures = visit["outputs"].get(output, {})
-    return {s for phase in PHASES for f in figures.get(phase, ()) for s in f.get("wrong_samples", ())}
-
-
-def _phase(phase: str, run: int, visit: Mapping[str, Any]) -> str:
-    warm = " after warm-up" if run > visit.get("runs_before_warm_up", run) else ""
+def _phase(phase: str, run: int, visit: ServedVisit) -> str:
+    warm = " after warm-up" if run > visit.runs_before_warm_up else ""
     return "first run" if phase == "first" else f"run {run}{warm}"
 
 
-def _at(sequence: Sequence[Mapping[str, Any]], index: int, phase: str) -> str:
+def _at(sequence: Sequence[ServedVisit], index: int, phase: str) -> str:
     """'batch 64 (profile bulk, 3rd shape, second visit, run 11)'."""
     visit = sequence[index]
-    stops = list(dict.fromkeys(_shape(v["dims"]) for v in sequence))
-    turn = sum(v["dims"] == visit["dims"] for v in sequence[: index + 1])
-    parts = [f"profile {visit['profile']}", f"{_ordinal(stops.index(_shape(visit['dims'])) + 1)} shape"]
-    parts += [f"{_ordinal(turn)} visit"] if turn > 1 else []
-    parts += [phase] if phase else []
-    return f"{_shape(visit['dims'])} ({', '.join(parts)})"
+    stops = list(dict.fromkeys(_shape(v.dims) for v in sequence))
+    turn = sum(v.dims == visit.dims for v in sequence[: index + 1])
+    words = [f"profile {visit.profile}", f"{_ordinal(stops.index(_shape(visit.dims)) + 1)} shape"]
+    words += [f"{_ordinal(turn)} visit"] if turn > 1 else []
+    words += [phase] if phase else []
+    return f"{_shape(visit.dims)} ({', '.join(words)})"
 
 
 def _ordinal(n: int) -> str:

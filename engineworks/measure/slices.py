@@ -8,7 +8,7 @@ interval is their standard one, 13.3), widened as `_bound` says: few rows that a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import ModelError
 from engineworks.host.packages import LazyModule
 from engineworks.measure.task_metrics import ratio_to_reference
+from engineworks.typed_json import Count, Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ Score = Callable[[Rows], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(Document):
     """The metric on one slice.
 
     ratio: quality relative to fp32, 1 is as good, less is worse; None if it is no number. low, high: bounds of the
@@ -49,7 +50,7 @@ class Slice:
     """
 
     name: str
-    samples: int
+    samples: Count
     engine: float | None
     reference: float | None
     ratio: float | None
@@ -63,18 +64,6 @@ class Slice:
     def lost(self) -> bool:
         """Whether the engine surely keeps less than half of what fp32 can do here."""
         return not self.why and self.high < LOST_BELOW
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Slice:
-        return cls(**value)
-
-
-def read_slices(metric: Mapping[str, Any] | None) -> list[Slice]:
-    """The slices of a metric's report; none where the recipe names none."""
-    return [Slice.from_json(value) for value in (metric or {}).get("slices", ())]
 
 
 def slice_figures(names: NDArray[Any], score: Score, *, lower_is_better: bool, draws: int = RESAMPLES) -> list[Slice]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.measure.accuracy_report import MetricFigures
 from engineworks.measure.slices import Slice
 
 MARGIN = 1.5
@@ -31,7 +32,7 @@ class Evidence:
     engine: str
     cosine: float | None
     overall: Slice | None
-    metric: Mapping[str, Any] | None
+    metric: MetricFigures | None
     nights: Mapping[str, Sequence[float]]
 
 
@@ -94,15 +95,13 @@ def _ratio(found: Sequence[Evidence]) -> Made:
 def _metric(found: Sequence[Evidence]) -> Made:
     """fp32's own metric: how far other samples of the same kind could move it."""
     for evidence in found:
-        overall, metric = evidence.overall, evidence.metric or {}
-        bound = (
-            None if overall is None else overall.engine_high if metric.get("lower_is_better") else overall.engine_low
-        )
-        if overall is not None and bound is not None and overall.engine is not None:
-            upper = bool(metric.get("lower_is_better"))
-            now = f"{metric.get('name')} {overall.engine:.4g} on {overall.samples} samples"
-            reason = f"{now}, 95% bound {bound:.4g} (bootstrap)"
-            return "metric", _rounded(bound, up=upper), reason
+        overall, metric = evidence.overall, evidence.metric
+        if overall is None or metric is None or overall.engine is None:
+            continue
+        bound = overall.engine_high if metric.lower_is_better else overall.engine_low
+        if bound is not None:
+            told = f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
+            return "metric", _rounded(bound, up=metric.lower_is_better), told
     return None
 
 

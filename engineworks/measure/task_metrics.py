@@ -147,8 +147,10 @@ Even if each sample tipped with probability one in four, this many would tip tog
 """
 
 
-def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[str, int]]:
+def dead_classes(engine: Array, reference: Array, labels: Array) -> list[tuple[int, int, int]]:
     """Classes with no sample right in the engine, but at least `LEAST_KNOWN` and at least half right in the reference.
+
+    Each is (class, samples, number right in the reference).
 
     engine, reference: reduced rows of top-k, int[..., k], or f1, int[...]; labels: int[...], the classes.
     """
@@ -164,7 +166,7 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[st
         mine = y == label
         samples, known, ours = int(mine.sum()), int(right[1][mine].sum()), int(right[0][mine].sum())
         if not ours and known >= max(LEAST_KNOWN, samples / 2):
-            dead.append({"class": int(label), "samples": samples, "reference": known})
+            dead.append((int(label), samples, known))
     return dead
 
 

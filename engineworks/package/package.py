@@ -20,7 +20,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from engineworks.engines.engine_files import SIDECAR_FILE, STATEMENTS_FILE, chec
 from engineworks.engines.passport import Passport, SignatureFacts
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statements
-from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
+from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
 from engineworks.package.runtime import write_python_model
@@ -45,10 +45,13 @@ from engineworks.package.triton_engines import (
     verify_engines,
 )
 from engineworks.package.warmup import write_warm_ups
+from engineworks.plan.kinds import SERVING_FILE
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings
+from engineworks.recipe.recipe import Triton
 from engineworks.recipe.samples import SampleFile
+from engineworks.typed_json import STRICT, plain
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
@@ -76,6 +79,25 @@ class PackagedEngine:
     @property
     def backend(self) -> str:
         return self.passport.target.backend
+
+    def tuned(self, triton: Triton) -> Triton:
+        """Return how Triton is to serve the engine: with `dynamic_batching.measured`, what was measured, else as given.
+
+        Raises `TrustError` where the passport's report is none of ours.
+        """
+        if triton.dynamic_batching is None or not triton.dynamic_batching.measured:
+            return triton
+        served = self.passport.body["reports"].get(SERVING_FILE)
+        if served is None:
+            return triton
+        try:
+            point = served["batching"]["recommended"]
+            batching = {"preferred": point["preferred"], "max_delay_us": point["delay_us"]}
+            more = {"dynamic_batching": None if point["preferred"] is None else batching}
+            return Triton.model_validate({**triton.model_dump(), **more, "instances": point["instances"]})
+        except (ValueError, KeyError, TypeError):
+            message = f"{self.passport.id}: its passport's {SERVING_FILE} names no setting of the dynamic batcher"
+            raise TrustError(message, hint="build it again") from None
 
     @property
     def traits(self) -> Traits:
@@ -121,7 +143,8 @@ def write_models(
         for name, group in _groups(settings.model, engines).items():
             (partial / name).mkdir()
             server_backend = served_by(group[0].traits, available)
-            _write_model(settings, samples, name, group, partial / name, signer, server_backend)
+            tuned = replace(settings, triton=group[0].tuned(settings.triton))
+            _write_model(tuned, samples, name, group, partial / name, signer, server_backend)
         _write_manifest(settings.recipe, partial, signer)
         _replace(partial, out)
     finally:
@@ -252,7 +275,7 @@ def validate_config(text: str) -> None:
 
 def _write_manifest(recipe: str, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest = untyped(PackageManifest(1, recipe, files))
+    manifest = plain(PackageManifest(1, recipe, files))
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

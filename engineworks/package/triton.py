@@ -115,8 +115,8 @@ def _config(model: TritonModel) -> dict[str, Any]:
         fields["default_model_filename"] = model.file
     fields["input"] = [_tensor(model, spec) for spec in model.inputs]
     fields["output"] = [_tensor(model, spec) for spec in model.outputs]
-    if settings.dynamic_batching is not None and model.max_batch:
-        batching = settings.dynamic_batching
+    batching = settings.dynamic_batching
+    if batching is not None and not batching.measured and model.max_batch:
         fields["dynamic_batching"] = {
             "preferred_batch_size": list(batching.preferred),
             "max_queue_delay_microseconds": batching.max_delay_us,

@@ -19,9 +19,10 @@ from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
 from engineworks.engines.signing import Signer, Trust, read_trust
 from engineworks.engines.statements import Statements, check_statement, read_statements_file
-from engineworks.engines.strict_json import STRICT, parse_document, read_bytes, typed, untyped
+from engineworks.engines.strict_json import parse_document, read_bytes, typed
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
+from engineworks.typed_json import STRICT, plain
 
 VERSION = "1"
 """Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
@@ -61,7 +62,7 @@ class PackagedEngines:
 
     def write(self, folder: Path, signer: Signer | None) -> None:
         """Write the file into the model's directory, signed if there is a key."""
-        document = untyped(self)
+        document = plain(self)
         text = json.dumps(signer.sign(document) if signer else document, indent=1)
         (folder / PASSPORTS / ENGINES_FILE).write_text(text + "\n", encoding="utf-8")
 

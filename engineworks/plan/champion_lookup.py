@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
 from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.signing import read_trust
-from engineworks.errors import RunError, TrackingError, TrustError
+from engineworks.errors import RunError, StoreError, TrackingError, TrustError
 from engineworks.fingerprint import digest_file
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import NONE, Champion, Champions
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot, registered_name
@@ -89,9 +89,17 @@ def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Ch
         digest=version.engine_digest,
         build_key=version.build_key or str(built.get("key", "")),
         run=version.run,
-        accuracy=_read_json(tracking, version.run, ACCURACY_FILE),
+        accuracy=_accuracy(tracking, version.run),
         compare=_read_json(tracking, version.run, document_file("compare")),
     )
+
+
+def _accuracy(tracking: Tracking, run: str) -> Accuracy | None:
+    """Return the champion's report; None if its run has none that this version can read."""
+    try:
+        return Accuracy.parse(tracking.read_text(run, Accuracy.FILE), run)
+    except (TrackingError, StoreError):
+        return None
 
 
 def _read_json(tracking: Tracking, run: str, path: str) -> Any:

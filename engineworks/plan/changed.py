@@ -16,7 +16,8 @@ from engineworks.errors import InputError, RecipeError, TargetError
 from engineworks.fingerprint import FileDigests
 from engineworks.host.git.revision import RevisionTree, checked_out, find_revision
 from engineworks.plan.changed_alone import compare_alone
-from engineworks.plan.plan import Plan, PlannedEngine, changes, plan_recipe
+from engineworks.plan.differences import changes
+from engineworks.plan.plan import Plan, PlannedEngine, plan_recipe
 from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.settings import Settings

@@ -15,7 +15,7 @@ from engineworks.errors import ModelError, RecipeError
 from engineworks.host.git.revision import RevisionTree
 from engineworks.model.export.outline import read_outline
 from engineworks.model.export.source_code import source_closure
-from engineworks.plan.plan import changes
+from engineworks.plan.differences import changes
 from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
 from engineworks.recipe.load import read_recipe
 from engineworks.recipe.recipe import Recipe

@@ -17,16 +17,17 @@ from engineworks.errors import (
     RunError,
     StepError,
 )
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency, PeerLatency
+from engineworks.typed_json import Report
 
 StepName = Literal[
     "export", "prepare", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-ACCURACY_FILE = "accuracy.json"
 CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
-LATENCY_FILE = "latency.json"
 LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
@@ -43,8 +44,9 @@ class StepKind:
     may read. column: its place in the report's graph, from the left, after all that it reads.
 
     owner: what has one such step. A recipe's steps need no GPU: the CPU pool runs them once for all engines. A
-    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. files: the
-    name of the step's input files in reports, '' where another kind names the same files.
+    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. typed: its
+    reports that are read back before they are published. files: the name of the step's input files in reports, '' where
+    another kind names the same files.
 
     alone: it needs the whole machine. fresh: it runs in a new process, because its measurements include its libraries'
     own memory. optimizer: whose optimizations a retry after a crash reduces, '' for none. attempts: how often a
@@ -59,6 +61,7 @@ class StepKind:
     column: int
     owner: Literal["recipe", "engine", "peer", "command"] = "recipe"
     report: str = ""
+    typed: tuple[type[Report], ...] = ()
     files: str = ""
     alone: bool = False
     fresh: bool = False
@@ -68,7 +71,7 @@ class StepKind:
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",), ExportError, (), 0, files="model"),
-    "prepare": StepKind(1, (), PreparationError, (), 0),
+    "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
         4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
         report=FOLD_FILE,
@@ -89,23 +92,23 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(
-        5, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
-        report=ACCURACY_FILE,
+        6, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(
-        7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
-        fresh=True,
+        8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=Latency.FILE,
+        typed=(Latency,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
     ),
     "serve": StepKind(
-        1, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(
-        2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,
-        alone=True, fresh=True,
+        2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer",
+        report=PeerLatency.FILE, typed=(PeerLatency,), alone=True, fresh=True,
     ),
     "sensitivity": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("fold", "calibrate", "prepare"), 3, owner="command",

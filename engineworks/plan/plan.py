@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from engineworks.engines.backends import backend_facts
 from engineworks.errors import TargetError
@@ -20,41 +20,19 @@ from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
 from engineworks.plan.closure import closure
 from engineworks.plan.decoder_documents import documents_of
-from engineworks.plan.documents import Documents, Unkeyed
+from engineworks.plan.differences import changes
+from engineworks.plan.documents import Documents
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_again
 from engineworks.plan.served import served_again
+from engineworks.plan.steps import Step, StepTable
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
-
-State = Literal["cached", "to do", "needs another GPU", "not needed"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: `document` is everything that shapes its result and `key` its digest; `inputs` are keys by role."""
-
-    kind: StepName
-    id: str
-    key: str
-    document: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    unkeyed: Mapping[str, Any]
-    state: State = "to do"
-    reason: str = ""
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        params: Mapping[str, Any] = self.document["params"]
-        return params
-
-    def to_json(self) -> dict[str, object]:
-        return {"id": self.id, "kind": self.kind, "key": self.key, "state": self.state, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -185,24 +163,23 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, shared = documents_of(loaded, digests), dict[str, str]()
+    documents, table = documents_of(loaded, digests), StepTable()
     uses = known_uses(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
-    steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engine = _plan_engine(documents, steps, shared, engine_id, precision, target, champions, store)
+            engine = _plan_engine(documents, table, engine_id, precision, target, champions, store)
             if message := known_unsupported(store, f"{engine_id}/build", engine.steps["build"]):
                 refused[engine_id] = message
             else:
                 engines.append(engine)
     if not engines:
         raise none_left(refused)
-    steps = _needed(steps, engines)
-    peers = plan_peers(documents, compare, partial(_add, steps))
+    table.by_key = _needed(table.by_key, engines)
+    peers = plan_peers(documents, compare, table.add)
     limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
-    limited = {key: _limited(step, limits) for key, step in steps.items()}
+    limited = {key: _limited(step, limits) for key, step in table.by_key.items()}
     refusals = tuple(Refused(i, s) for i, s in refused.items())
     left_out = tuple(i for i in ids if i not in chosen)
     return with_states(Plan(loaded, tuple(engines), refusals, limited, peers, not_selected=left_out), store)
@@ -286,16 +263,15 @@ def plan_recipes(
 
 def _plan_engine(
     documents: Documents,
-    steps: dict[str, Step],
-    shared: dict[str, str],
+    table: StepTable,
     engine_id: str,
     precision: str,
     target: NamedTarget,
     champions: Champions,
     store: Store,
 ) -> PlannedEngine:
-    """Add the engine's steps and their inputs to `steps`."""
-    add, once = partial(_add, steps), partial(_add_once, steps, shared)
+    """Add the engine's steps and their inputs to `table`."""
+    add, once = table.add, table.add_once
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = once("export", f"{recipe}/export", documents.export)
     for part, data in documents.prepared():
@@ -321,7 +297,7 @@ def _plan_engine(
         )
     if comparison is not None:
         chosen["compare_champion"] = add("compare_champion", f"{engine_id}/compare-champion", *comparison)
-    unserved = _serve(documents, chosen, steps, engine_id, target, store)
+    unserved = _serve(documents, chosen, table, engine_id, target, store)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
     lost = champions.lost.get(engine_id, "")
@@ -329,15 +305,15 @@ def _plan_engine(
 
 
 def _serve(
-    documents: Documents, chosen: dict[StepName, str], steps: dict[str, Step], engine_id: str, target: NamedTarget,
+    documents: Documents, chosen: dict[StepName, str], table: StepTable, engine_id: str, target: NamedTarget,
     store: Store,
 ) -> str:  # fmt: skip
     """Add the serving step if the recipe wants one. Returns why this host has no server for it, or ''."""
     server, why = documents.server
     if server is not None:
-        compared = (chosen["compare"], dict(steps[chosen["compare"]].document))
+        compared = (chosen["compare"], dict(table.by_key[chosen["compare"]].document))
         document, unkeyed = documents.serve(target, chosen["build"], compared, dict(server))
-        chosen["serve"] = _add(steps, "serve", f"{engine_id}/serve", served_again(document, store), unkeyed)
+        chosen["serve"] = table.add("serve", f"{engine_id}/serve", served_again(document, store), unkeyed)
     return why
 
 
@@ -355,52 +331,7 @@ def _measure(
     return measured_again(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
 
 
-def _add(
-    steps: dict[str, Step], kind: StepName, name: str, document: Mapping[str, Any], unkeyed: Mapping[str, Any]
-) -> str:
-    key = digest_of(document)
-    if key not in steps:
-        steps[key] = Step(kind, name, key, document, {**document["inputs"], **unkeyed.get("reads", {})}, unkeyed)
-    return key
-
-
-def _add_once(
-    steps: dict[str, Step],
-    shared: dict[str, str],
-    kind: StepName,
-    name: str,
-    make: Callable[[], tuple[Mapping[str, Any], Unkeyed]],
-) -> str:
-    """Add a step that all engines of a recipe share, making its document once. shared: keys by step id."""
-    if name not in shared:
-        shared[name] = _add(steps, kind, name, *make())
-    return shared[name]
-
-
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:
     """Apply the recipe's time limit in seconds for the step's kind; it shapes no result and no key."""
     limit_s = limits.get(step.kind)
     return step if limit_s is None else replace(step, unkeyed={**step.unkeyed, "time_limit_s": limit_s})
-
-
-def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
-    """Yield the differences between two documents, one line each: 'params.keep changed', 'input fold changed'."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now}):
-            if key not in before or key not in now:
-                yield f"{_described(path, key)} is {'new' if key in now else 'gone'}"
-            else:
-                yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
-    elif before != now:
-        named = path.startswith(("inputs.", "digests.", "libraries."))  # file names hold dots too
-        head, _, tail = path.partition(".") if named else path.rpartition(".")
-        short = len(str(before)) <= 24 and len(str(now)) <= 24
-        yield _described(head, tail) + (f" changed from {before} to {now}" if short else " changed")
-
-
-def _described(path: str, key: str) -> str:
-    descriptions = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
-    top = path.partition(".")[0]
-    return descriptions.get(top) or (
-        f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key
-    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from engineworks.recipe.numbers import Length
+from engineworks.recipe.part import Part
 
 
-class Decoder(BaseModel):
+class Decoder(Part):
     """A decoder language model with a KV cache."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     context: Length = Field(description="positions that the cache holds: tokens of prompt and continuation")
     cache: dict[str, str] = Field(

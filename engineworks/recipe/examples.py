@@ -152,7 +152,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "python_environment": "/opt/envs/digits.tar.gz",
         "warmup": "1",
     },
-    "DynamicBatching": {"preferred": "[8, 16, 32]", "max_delay_us": "500"},
+    "DynamicBatching": {"preferred": "[8, 16, 32]", "max_delay_us": "500", "measured": "true"},
     "Waiver": {
         "check": "cosine[logits]",
         "engine": "int8/*",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
 
 from engineworks.recipe.numbers import Extent, Length, Number
+from engineworks.recipe.part import Part
 
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Average = Literal["macro", "micro", "binary"]
@@ -52,31 +53,27 @@ UNKNOWN_METRIC = "unknown_metric"
 """Type of the error for a mapping that names no metric."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TopK(_Part):
+class TopK(Part):
     top_k: Length = Field(description="the label is among so many largest logits")
 
 
-class F1(_Part):
+class F1(Part):
     f1: Average = Field(description="how the classes' scores are put together; binary: that of class 1")
     threshold: Number = Field(0.5, description="binary with one score per row: from here on it is class 1")
 
 
-class WordError(_Part):
+class WordError(Part):
     word_error: Decoding = Field(description="ids: the largest logit at each place; ctc: repeats and blanks left out")
     blank: Extent = Field(0, description="the blank of ctc")
     space: Extent | None = Field(None, description="id that parts words; default: every id is a word")
 
 
-class CharacterError(_Part):
+class CharacterError(Part):
     character_error: Decoding = Field(description="ids: the largest logit at each place; ctc: repeats, blanks left out")
     blank: Extent = Field(0, description="the blank of ctc")
 
 
-class PythonMetric(_Part):
+class PythonMetric(Part):
     python: Factory = Field(description="module:function(outputs, labels, inputs) -> float, beside the recipe")
     lower_is_better: bool = Field(False, description="whether smaller values are better")
 

@@ -6,20 +6,19 @@ fields against each other, and the steps check files and models when they read t
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
-from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
+from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds
+from engineworks.recipe.part import DimName, Name, Part
+from engineworks.recipe.performance import Performance
 from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
-DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
 RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
 
@@ -36,8 +35,11 @@ CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
 AS_IS = "as_is"
 """The precision of a model that brings its own, which is passed on unchanged."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
-PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
+W4A8 = "w4a8"
+"""Weights in int4 by blocks, activations rounded to int8 as they come: decoders on the CPU."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "w4a8", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "w4a8", "as_is")
 
 AUTO = "auto"
 """In place of precisions: try those of each target, and choose."""
@@ -69,10 +71,6 @@ def _auto_schema(schema: dict[str, Any]) -> None:
 
 Day = Annotated[date, BeforeValidator(_date_as_text)]
 NonEmptyText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Part):
@@ -239,93 +237,12 @@ class Accuracy(Part):
     )
 
 
-class Budget(Part):
-    """Limits at one named shape; every one that is given is one check."""
-
-    p50_ms: Positive | None = Field(None, description="largest median latency")
-    p90_ms: Positive | None = Field(None, description="largest 90% latency")
-    p99_ms: Positive | None = Field(None, description="largest 99% latency; with too few runs it is inconclusive")
-    throughput_per_s: Positive | None = Field(None, description="fewest samples per second, batch / p50")
-    memory_mib: Positive | None = Field(None, description="most memory that loading and running the engine adds")
-    load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
-    first_run_ms: Positive | None = Field(None, description="longest very first run at this shape, with copies")
-    engine_mib: Positive | None = Field(None, description="largest size of the engine")
-    first_token_ms: Positive | None = Field(None, description="decoders: longest median time to the first token")
-    tokens_per_s: Positive | None = Field(None, description="decoders: fewest tokens per second of all streams")
-
-
-class Sweep(Part):
-    """Batches to measure, one after the other, and to choose from."""
-
-    batch: tuple[Length, ...] = Field(min_length=1, description="batch sizes, e.g. [1, 8, 16, 32]")
-    at: Name | None = Field(None, description="named shape that gives the other dimensions; default: the first")
-    latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
-
-
-class ServedLoad(Part):
-    """A load on the served model, by MLPerf's load generator: a check."""
-
-    qps: Positive | None = Field(None, description="queries a second, at random times")
-    find_qps: bool = Field(False, description="search the largest rate within p99_ms instead of a given one")
-    p99_ms: Positive = Field(description="largest 99% latency of an answer")
-    seconds: Seconds = Field(60.0, description="seconds that the load takes; each try of a search takes as long")
-
-
-class ServingOptions(Part):
-    """How engines are run, when they are compared and when they are measured."""
-
-    cuda_graphs: bool = Field(False, description="replay the launches of a shape as one CUDA graph")
-    kernels: Literal["lazy", "eager", "none"] = Field(
-        "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
-    )
-    load: ServedLoad | None = Field(None, description="load that the package must stand on a Triton server")
-
-
-def _percent_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: 0.05 and '5%'."""
-    number = dict(schema)
-    schema.clear()
-    schema["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d*)?\s*%$"}]
-
-
-def _fraction_of(value: object) -> object:
-    """'5%' → 0.05; numbers stay."""
-    fraction = value
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
-        fraction = float(value.strip().rstrip("% ")) / 100
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise PydanticCustomError("percent", "it should be a percentage such as 5%, or a fraction such as 0.05")
-    return fraction
-
-
-Percent = Annotated[
-    float, Field(gt=0, lt=1, json_schema_extra=_percent_schema), BeforeValidator(_fraction_of)
-]  # fmt: skip
-"""'5%' or 0.05."""
-
-
-class Regression(Part):
-    """How much worse than the champion an engine may be; every one that is given is one check."""
-
-    latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
-    accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
-    max_s: Seconds | None = Field(
-        None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
-    )
-
-
-class Performance(Part):
-    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes; of decoders: prompt, new, streams")
-    budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
-    sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
-    streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
-    serving: ServingOptions = Field(ServingOptions(), description="how engines are run here and by what loads them")
-    regression: Regression | None = Field(None, description="limits against the champion")
-
-
 class DynamicBatching(Part):
     preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
     max_delay_us: Extent = Field(0, description="microseconds that a request may wait for others")
+    measured: bool = Field(
+        False, description="the step serve measures delays, sizes and instances; packages get what holds the most"
+    )
 
 
 class Triton(Part):

@@ -24,6 +24,11 @@ def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
         message = "dynamic batching needs a batch dimension that is axis 0 of every input and output"
         yield Problem(node.key_place(path), message, "take dynamic_batching out")
         return
+    if batching.measured and recipe.performance.serving.load is None:
+        message = "measured dynamic batching needs a load, whose p99_ms is the limit"
+        yield Problem(node.key_place(path), message, "add e.g. performance.serving.load: {find_qps: true, p99_ms: 15}")
+    if batching.measured and (batching.preferred or batching.max_delay_us):
+        yield Problem(node.key_place(path), "dynamic batching is both given and measured", "leave measured alone")
     for index, size in enumerate(batching.preferred):
         if size > largest:
             place = node.at((*path, "preferred", index)).place

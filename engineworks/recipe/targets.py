@@ -11,7 +11,7 @@ from pydantic_core import PydanticKnownError
 
 from engineworks.engines.backends import BACKENDS
 from engineworks.recipe.numbers import Seconds
-from engineworks.recipe.recipe import Name, Part
+from engineworks.recipe.part import Name, Part
 
 
 def _number_as_text(value: object) -> object:

@@ -193,7 +193,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     assert engine.passport is not None
     inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
-    prompts = tuple(p["prompt"] for p in (engine.accuracy or {}).get("decoder", {}).get("prompts", ()))
+    decoder = engine.accuracy.decoder if engine.accuracy else None
+    prompts = tuple(p.prompt for p in decoder.prompts) if decoder else ()
     return EngineModel(
         slot=slot,
         recipe=plan.recipe,

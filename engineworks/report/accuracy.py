@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.builds.results import BuildResult
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.served_checks import row_tolerance
-from engineworks.measure.slices import Slice, read_slices
+from engineworks.measure.served_report import Served, ServedVisit
+from engineworks.measure.slices import Slice
 from engineworks.report.background import Background
 from engineworks.report.blocks import (
     Block,
@@ -24,12 +26,12 @@ from engineworks.report.blocks import (
 from engineworks.report.figures import dims_text
 from engineworks.report.palette import precision_of, short
 
-LOUD = 0.6
-"""Part of the limit from which an error stands out."""
+Compared = Mapping[str, Accuracy]
+"""Reports by engine."""
 
 
 def accuracy_section(result: BuildResult, background: Background) -> Section | None:
-    compared = [e for e in result.engines if e.accuracy]
+    compared = {e.id: e.accuracy for e in result.engines if e.accuracy}
     if not compared:
         return None
     return Section(
@@ -39,25 +41,25 @@ def accuracy_section(result: BuildResult, background: Background) -> Section | N
     )
 
 
-def _metric(compared: list[EngineResult]) -> Block | None:
+def _metric(compared: Compared) -> Block | None:
     columns = [
         Column("engine"), Column("metric"), Column("engine's", number=True), Column("fp32 reference's", number=True),
         Column("ratio", number=True), Column("samples", number=True),
     ]  # fmt: skip
     rows = []
-    for engine in compared:
-        metric = (engine.accuracy or {}).get("metric")
+    for engine, report in compared.items():
+        metric = report.metric
         if metric:
-            name = f"{metric['name']}{' ↓' if metric.get('lower_is_better') else ''}"
-            kind = "" if metric.get("kind") == "labels" else f" ({metric.get('kind')})"
+            name = f"{metric.name}{' ↓' if metric.lower_is_better else ''}"
+            kind = "" if metric.kind == "labels" else f" ({metric.kind})"
             rows.append([
-                engine_cell(engine.id), Cell(name + kind), number(metric["engine"], 5),
-                number(metric["reference"], 5), number(metric["ratio"], 5), number(metric.get("samples"), 0),
+                engine_cell(engine), Cell(name + kind), number(metric.engine, 5),
+                number(metric.reference, 5), number(metric.ratio, 5), number(metric.samples, 0),
             ])  # fmt: skip
     return table(columns, rows, title="task metric")
 
 
-def _slices(compared: list[EngineResult]) -> Block | None:
+def _slices(compared: Compared) -> Block | None:
     """One row per slice and engine, the worst first; the ratio is shaded by what is lost of fp32's quality."""
     columns = [
         Column("engine"), Column("slice"), Column("engine's", number=True), Column("95% interval", number=True),
@@ -66,10 +68,10 @@ def _slices(compared: list[EngineResult]) -> Block | None:
         Column("at most", number=True, hint="upper 95% bound of the ratio, for all slices together"),
         Column("samples", number=True), Column("note"),
     ]  # fmt: skip
-    found = [(engine, s) for engine in compared for s in read_slices((engine.accuracy or {}).get("metric"))]
+    found = [(engine, s) for engine, r in compared.items() if r.metric for s in r.metric.slices]
     rows = [
         [
-            engine_cell(engine.id), Cell(s.name, code=True), number(s.engine, 5),
+            engine_cell(engine), Cell(s.name, code=True), number(s.engine, 5),
             Cell("" if s.engine_low is None or s.engine_high is None else f"{s.engine_low:.3f} to {s.engine_high:.3f}"),
             number(s.reference, 5), _slice_ratio(s),
             number(s.low, 3), number(s.high, 3), number(s.samples, 0), Cell("lost" if s.lost else s.why),
@@ -86,22 +88,21 @@ def _slice_ratio(one: Slice) -> Cell:
     return Cell(f"{one.ratio:.4f}", tone=tone, sort=one.ratio, heat=min(1.0, max(0.0, 1 - one.ratio)))
 
 
-def _outputs(compared: list[EngineResult]) -> Block | None:
+def _outputs(compared: Compared) -> Block | None:
     columns = [
         Column("engine"), Column("output"), Column("cosine", number=True), Column("SQNR dB", number=True),
         Column("largest error", number=True), Column("mean error", number=True), Column("NaN or inf", number=True),
         Column("worst row", number=True, hint="cosine of the sample that is furthest off"),
     ]  # fmt: skip
     rows = []
-    for engine in compared:
-        for name, output in (engine.accuracy or {})["outputs"].items():
-            worst = output.get("worst_row_cosine")
-            at = output.get("worst_row")
+    for engine, report in compared.items():
+        for name, output in report.outputs.items():
+            worst = output.worst_row_cosine
             rows.append([
-                engine_cell(engine.id), Cell(name, code=True), _cosine(output["cosine"]),
-                number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
-                Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
-                Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),
+                engine_cell(engine), Cell(name, code=True), _cosine(output.cosine),
+                number(output.sqnr_db, 1), _scientific(output.max_abs), _scientific(output.mean_abs),
+                Cell(str(output.nonfinite), tone="fail" if output.nonfinite else ""),
+                Cell(f"{worst:.5f} (sample {output.worst_row})", sort=worst) if worst is not None else Cell(""),
             ])  # fmt: skip
     return table(columns, rows, title="every output, against the fp32 reference on the evaluation data")
 
@@ -118,81 +119,73 @@ def _scientific(value: float | None) -> Cell:
     )
 
 
-def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Block | None]:
+def _shapes(compared: Compared, background: Background) -> Iterator[Block | None]:
     """One table per output: shapes down, engines across; each cell the largest error of a row, shaded by its limit."""
-    served: dict[str, Mapping[str, Any]] = {e.id: (e.accuracy or {}).get("served") or {} for e in compared}
-    engines = [e for e in compared if served[e.id].get("sequence") and served[e.id].get("rows")]
-    for output in dict.fromkeys(name for e in engines for name in served[e.id]["rows"]):
-        places = dict.fromkeys(_place(v) for e in engines for v in served[e.id]["sequence"])
-        columns = [Column("profile"), Column("shape"), *(Column(short(e.id), number=True) for e in engines)]
+    engines = {e: r.served for e, r in compared.items() if r.served and r.served.sequence}
+    for output in dict.fromkeys(name for served in engines.values() for name in served.rows):
+        places = dict.fromkeys(_place(v) for served in engines.values() for v in served.sequence)
+        shown = {e: _Shown(served, output, _cosine_limit(e, background)) for e, served in engines.items()}
+        columns = [Column("profile"), Column("shape"), *(Column(short(e), number=True) for e in engines)]
         rows = [
-            [Cell(profile), Cell(dims), *(_error(e, output, (profile, dims), background) for e in engines)]
+            [Cell(profile), Cell(dims), *(column.cell((profile, dims)) for column in shown.values())]
             for profile, dims in places
         ]
-        limits = ", ".join(
-            f"{short(e.id)} {_limits(e, output, background)}" for e in engines if not _exact(served[e.id], output)
-        )
+        limits = ", ".join(f"{short(e)} {column.limits()}" for e, column in shown.items() if not column.exact)
         below = "Largest relative error of a row, at first and after warm-up, there and back."
         below += f" Limits: {limits}." if limits else " Samples whose answer differs."
         yield table(columns, rows, title=f"{output}, at every shape it was served at", below=below)
-    if engines and any(served[e.id]["notes"] for e in engines):
-        yield from (
-            Text(f"not tried: {note}", tone="muted")
-            for note in dict.fromkeys(n for e in engines for n in served[e.id]["notes"])
+    notes = dict.fromkeys(note for served in engines.values() for note in served.notes)
+    yield from (Text(f"not tried: {note}", tone="muted") for note in notes)
+
+
+def _place(visit: ServedVisit) -> tuple[str, str]:
+    return visit.profile, dims_text(visit.dims) or "fixed"
+
+
+def _cosine_limit(engine: str, background: Background) -> float | None:
+    limits = (background.resolved.get("accuracy") or {}).get("limits") or {}
+    limit: float | None = (limits.get(precision_of(engine)) or {}).get("cosine")
+    return limit
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One engine's column of an output's table. cosine: the recipe's limit."""
+
+    served: Served
+    output: str
+    cosine: float | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the output holds classes, counts or flags."""
+        return any(record.wrong_samples is not None for record in self.served.records(self.output))
+
+    def limits(self) -> str:
+        """The limit, or the smallest and largest where it differs by shape."""
+        limits = dict.fromkeys(f"{n:.3g}" for n in sorted(map(self._limit, self.served.sequence)))
+        return " to ".join([*limits][:: max(1, len(limits) - 1)])
+
+    def cell(self, place: tuple[str, str]) -> Cell:
+        visits = [v for v in self.served.sequence if _place(v) == place]
+        if any(v.raised for v in visits):
+            return Cell("did not run", tone="fail", sort=float("inf"))
+        records = [(v.lengths, record) for v in visits for record in v.of(self.output).records]
+        if not records:
+            return Cell("")
+        if any(record.nonfinite for _, record in records):
+            return Cell("NaN or inf", tone="fail", sort=float("inf"))
+        if self.exact:
+            changed = len({(lengths, s) for lengths, record in records for s in record.wrong_samples or ()})
+            return Cell(f"{changed} differ" if changed else "0", sort=changed, heat=min(1.0, changed / 4))
+        worst = max(record.most for _, record in records)
+        limit = min(map(self._limit, visits))
+        return Cell(
+            "0" if not worst else f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}",
+            tone="fail" if worst > limit else "",
+            sort=worst,
+            heat=min(1.0, worst / limit),
         )
 
-
-def _place(visit: Mapping[str, Any]) -> tuple[str, str]:
-    return str(visit["profile"]), dims_text(visit["dims"]) or "fixed"
-
-
-def _limit(engine: EngineResult, output: str, visit: Mapping[str, Any], background: Background) -> float:
-    limits = (background.resolved.get("accuracy") or {}).get("limits") or {}
-    cosine = (limits.get(precision_of(engine.id)) or {}).get("cosine")
-    return row_tolerance((engine.accuracy or {})["served"], visit, output, cosine).reference
-
-
-def _limits(engine: EngineResult, output: str, background: Background) -> str:
-    """The limit, or the smallest and largest where it differs by shape."""
-    visits = (engine.accuracy or {})["served"]["sequence"]
-    limits = dict.fromkeys(f"{n:.3g}" for n in sorted(_limit(engine, output, v, background) for v in visits))
-    return " to ".join([*limits][:: max(1, len(limits) - 1)])
-
-
-def _exact(served: Mapping[str, Any], output: str) -> bool:
-    """Whether the output holds classes, counts or flags."""
-    return any("wrong_samples" in record for v in served["sequence"] for record in _records(v, output))
-
-
-def _records(visit: Mapping[str, Any], output: str) -> list[Mapping[str, Any]]:
-    figures = visit["outputs"].get(output, {})
-    return [record for phase in ("first", "later") for record in figures.get(phase, ())]
-
-
-def _error(engine: EngineResult, output: str, place: tuple[str, str], background: Background) -> Cell:
-    served = (engine.accuracy or {})["served"]
-    visits = [v for v in served["sequence"] if _place(v) == place]
-    if any("raised" in v for v in visits):
-        return Cell("did not run", tone="fail", sort=float("inf"))
-    records = [record for v in visits for record in _records(v, output)]
-    if not records:
-        return Cell("")
-    if any(record["nonfinite"] for record in records):
-        return Cell("NaN or inf", tone="fail", sort=float("inf"))
-    if _exact(served, output):
-        changed = {
-            (str(v["lengths"]), s)
-            for v in visits
-            for record in _records(v, output)
-            for s in record.get("wrong_samples", ())
-        }
-        return Cell(f"{len(changed)} differ" if changed else "0", sort=len(changed), heat=min(1.0, len(changed) / 4))
-    worst = max(record["most"] for record in records)
-    limit = min(_limit(engine, output, v, background) for v in visits)
-    tone = "fail" if worst > limit else ""
-    return Cell(
-        "0" if not worst else f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}",
-        tone=tone,
-        sort=worst,
-        heat=min(1.0, worst / limit),
-    )
+    def _limit(self, visit: ServedVisit) -> float:
+        return row_tolerance(self.served, visit, self.output, self.cosine).reference

@@ -47,21 +47,20 @@ def _champions(result: BuildResult, background: Background) -> Block:
 
 def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     then = champion.point
-    shapes = (engine.latency or {}).get("shapes", {})
+    shapes = engine.latency.shapes if engine.latency else {}
     shape = next(iter(shapes), "")
-    now = shapes[shape]["latency_ms_p50"] if shape else None
+    now = shapes[shape].latency_ms_p50 if shape else None
     was = then.p50_ms.get(shape) if then else None
-    metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
     label, name = engine_cell(engine.id), Cell(f"{champion.model} version {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):
         same = Cell("the same engine, byte for byte", tone="pass")
-        return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]
+        return [label, name, same, number(now, 4), Cell(""), number(engine.metric, 5), Cell("")]
     verdicts = [c for c in engine.checks if c.name.startswith("regression")]
     worst = min((c.verdict for c in verdicts), key=SEVERITY.index, default="")
     size = engine.sidecar.get("bytes")
     return [
         label, name, Cell(worst or "not requested", tone=worst or "muted"), _pair(was, now, 3),
-        _change(was, now), _pair(then.metric if then else None, metric, 5),
+        _change(was, now), _pair(then.metric if then else None, engine.metric, 5),
         _pair(_mib(then), size / 2**20 if size else None, 3),
     ]  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.report.blocks import Block, Plot, Section, Text, blocks_of
 from engineworks.report.figures import shapes_of
@@ -39,7 +38,7 @@ def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
 def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
     """By target: its ladder where there is one, else its engines."""
     ladders = {ladder.target: ladder for ladder in result.ladder}
-    metric = any((e.accuracy or {}).get("metric") for e in result.engines) or any(
+    metric = any(e.accuracy and e.accuracy.metric for e in result.engines) or any(
         candidate.metric is not None for ladder in result.ladder for candidate in ladder.candidates
     )
     color = colors(result)
@@ -75,10 +74,8 @@ def _of_engines(engines: Sequence[EngineResult], shape: str, color: Mapping[str,
 
 def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:
     """Latency in ms, quality, bytes."""
-    latency = (shapes_of(engine).get(shape) or {}).get("latency_ms_p50")
-    metric = (engine.accuracy or {}).get("metric") or {}
-    cosine = worst_cosine((engine.accuracy or {}).get("outputs", {}))
-    quality = metric.get("ratio") if metric.get("ratio") is not None else cosine
+    latency = getattr(shapes_of(engine).get(shape), "latency_ms_p50", None)
+    quality = engine.accuracy.quality if engine.accuracy else None
     size = engine.sidecar.get("bytes")
     return (latency, quality, float(size)) if latency and quality is not None and size else None
 

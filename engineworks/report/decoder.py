@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.measure.decoder.report import Continuation
 from engineworks.measure.decoder.texts import greedy_agreement
 from engineworks.report.blocks import Block, Cell, Column, Section, blocks_of, engine_cell, number, table
 from engineworks.report.figures import dims_text, shapes_of
@@ -16,9 +16,10 @@ PARTING = " ⟨parts here⟩ "
 
 def decoder_section(result: BuildResult) -> Section | None:
     """None where no engine is a decoder that was compared or measured."""
-    engines = [e for e in result.engines if (e.accuracy or {}).get("decoder")]
-    measured = [e for e in result.engines if any("first_token_ms" in s for s in shapes_of(e).values())]
-    blocks = blocks_of(_speed(measured), _agreement(engines), [_prompt(engines, n) for n in range(_prompts(engines))])
+    engines = [e for e in result.engines if e.accuracy and e.accuracy.decoder]
+    measured = [e for e in result.engines if any(s.first_token_ms is not None for s in shapes_of(e).values())]
+    most = max((len(_prompts(e)) for e in engines), default=0)
+    blocks = blocks_of(_speed(measured), _agreement(engines), [_prompt(engines, n) for n in range(most)])
     return Section("generation", "Generated text", blocks, brief="Text") if blocks else None
 
 
@@ -33,11 +34,11 @@ def _speed(measured: list[EngineResult]) -> Block | None:
     ]  # fmt: skip
     rows = [
         [
-            engine_cell(engine.id), Cell(name), Cell(dims_text(shape["dims"])), number(shape["first_token_ms"], 2),
-            number(shape["latency_ms_p50"], 3), number(shape["tokens_per_s_stream"], 1),
-            number(shape["tokens_per_s"], 1), number(shape["prefill_tokens_per_s"], 0),
-            number(shape["cache_bytes_per_token"] / 1024, 2), number(shape["cache_mib_per_stream"], 2),
-            number(shape["streams_that_fit"], 0),
+            engine_cell(engine.id), Cell(name), Cell(dims_text(shape.dims)), number(shape.first_token_ms, 2),
+            number(shape.latency_ms_p50, 3), number(shape.tokens_per_s_stream, 1),
+            number(shape.tokens_per_s, 1), number(shape.prefill_tokens_per_s, 0),
+            number((shape.cache_bytes_per_token or 0) / 1024, 2), number(shape.cache_mib_per_stream, 2),
+            number(shape.streams_that_fit, 0),
         ]
         for engine in measured for name, shape in shapes_of(engine).items()
     ]  # fmt: skip
@@ -51,38 +52,37 @@ def _agreement(engines: list[EngineResult]) -> Block | None:
     ]  # fmt: skip
     rows = []
     for engine in engines:
-        accuracy: Mapping[str, Any] = engine.accuracy or {}
-        metric, prompts = accuracy["metric"], accuracy["decoder"]["prompts"]
+        metric = engine.accuracy.metric if engine.accuracy else None
         rows.append([
-            engine_cell(engine.id), number(metric["agreement"], 4), number(greedy_agreement(prompts), 4),
-            number(metric["samples"], 0),
+            engine_cell(engine.id), number(metric.agreement if metric else None, 4),
+            number(greedy_agreement(_prompts(engine)), 4), number(metric.samples if metric else None, 0),
         ])  # fmt: skip
     return table(columns, rows, title="agreement with fp32")
 
 
-def _prompts(engines: list[EngineResult]) -> int:
-    return max((len((e.accuracy or {})["decoder"]["prompts"]) for e in engines), default=0)
+def _prompts(engine: EngineResult) -> tuple[Continuation, ...]:
+    return engine.accuracy.decoder.prompts if engine.accuracy and engine.accuracy.decoder else ()
 
 
 def _prompt(engines: list[EngineResult], index: int) -> Block | None:
     """One prompt: fp32's continuation, then each engine's, with the parting marked."""
-    found = [(e, p) for e in engines for p in (e.accuracy or {})["decoder"]["prompts"][index : index + 1]]
+    found = [(e, p) for e in engines for p in _prompts(e)[index : index + 1]]
     if not found:
         return None
     first = found[0][1]
-    rows = [[Cell("fp32 reference"), Cell(""), Cell(first["reference_text"])]]
+    rows = [[Cell("fp32 reference"), Cell(""), Cell(first.reference_text)]]
     for engine, prompt in found:
-        why = Cell(_why(prompt), tone="fail" if prompt["why"] == "error" else "")
+        why = Cell(_why(prompt), tone="fail" if prompt.why == "error" else "")
         rows.append([engine_cell(engine.id), why, *_text(prompt)])
-    return table([Column("engine"), Column("parts"), Column("continuation")], rows, title=f"“{first['prompt']}”")
+    return table([Column("engine"), Column("parts"), Column("continuation")], rows, title=f"“{first.prompt}”")
 
 
-def _why(prompt: Mapping[str, Any]) -> str:
-    return "" if prompt["parted"] is None else f"token {prompt['parted'] + 1}: {prompt['why']}"
+def _why(prompt: Continuation) -> str:
+    return "" if prompt.parted is None else f"token {prompt.parted + 1}: {prompt.why}"
 
 
-def _text(prompt: Mapping[str, Any]) -> Iterator[Cell]:
-    same, text = prompt["same_text"], prompt["text"]
+def _text(prompt: Continuation) -> Iterator[Cell]:
+    same, text = prompt.same_text, prompt.text
     if same is None or not text.startswith(same):
         yield Cell(text)
     else:

@@ -9,7 +9,8 @@ from engineworks.report.counting import many
 from engineworks.report.terminal import print_table, say_wrapped, style_of
 
 if TYPE_CHECKING:
-    from engineworks.plan.plan import Plan, Step
+    from engineworks.plan.plan import Plan
+    from engineworks.plan.steps import Step
 
 
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: bool) -> None:

@@ -13,7 +13,8 @@ from engineworks.builds.progress import listen
 from engineworks.report.counting import many
 
 if TYPE_CHECKING:
-    from engineworks.plan.plan import Plan, Step
+    from engineworks.plan.plan import Plan
+    from engineworks.plan.steps import Step
     from engineworks.settings import Settings
 
 LONG_S = 5.0

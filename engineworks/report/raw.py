@@ -29,8 +29,8 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
     checks = [check.to_json() for check in engine.checks]
     reports = {
         "checks": checks,
-        "accuracy": engine.accuracy,
-        "latency": engine.latency,
+        "accuracy": engine.accuracy.to_json() if engine.accuracy else None,
+        "latency": engine.latency.to_json() if engine.latency else None,
         "champion_comparison": engine.champion_comparison,
     }
     for name, value in reports.items():

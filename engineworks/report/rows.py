@@ -6,10 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.report.figures import figure
 
@@ -61,21 +59,19 @@ def why(engine: EngineResult) -> str:
 
 
 def _metric(engine: EngineResult) -> str:
-    return figure(((engine.accuracy or {}).get("metric") or {}).get("engine"), 4)
+    return figure(engine.metric, 4)
 
 
 def _cosine(engine: EngineResult) -> str:
-    outputs = (engine.accuracy or {}).get("outputs") or {}
-    cosine = worst_cosine(outputs)
-    return "nan" if outputs and cosine is None else figure(cosine, 5)
+    cosine = engine.accuracy.worst_cosine if engine.accuracy else None
+    return "nan" if engine.accuracy and cosine is None else figure(cosine, 5)
 
 
 def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:
     """A figure at the recipe's first named shape."""
 
     def text(engine: EngineResult) -> str:
-        shape: Any = next(iter((engine.latency or {}).get("shapes", {}).values()), {})
-        return figure(shape.get(key), digits)
+        return figure(getattr(engine.latency and engine.latency.first, key, None), digits)
 
     return text
 

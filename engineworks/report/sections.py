@@ -36,7 +36,7 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
         decoder_section(result),
         accuracy_section(result, background),
         choice_section(result, plots=plots),
-        serving_section(result),
+        serving_section(result, plots=plots),
         calibration_section(result),
         memory_section(result),
         trend_section(result, background, plots=plots),

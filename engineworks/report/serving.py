@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.report.blocks import Block, Cell, Column, Section, blocks_of, number, table
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, blocks_of, number, table
+from engineworks.report.plots import rates_plot
+from engineworks.serving.batching import Batching
 
 
-def serving_section(result: BuildResult) -> Section | None:
-    """Return the section, None where nothing was served."""
+def serving_section(result: BuildResult, *, plots: bool) -> Section | None:
+    """Return the section, None where nothing was served. plots: with the plots, which only HTML shows."""
     served = [(engine, engine.serving) for engine in result.engines if engine.serving]
     if not served:
         return None
-    return Section("serving", "On a Triton server", blocks_of(_blocks(served)))
+    return Section(
+        "serving", "On a Triton server", blocks_of(_blocks(served), *(_batching(*one, plots=plots) for one in served))
+    )
 
 
 def _blocks(served: list[tuple[EngineResult, Mapping[str, Any]]]) -> Iterator[Block | None]:
@@ -28,6 +32,44 @@ def _blocks(served: list[tuple[EngineResult, Mapping[str, Any]]]) -> Iterator[Bl
         [Column("engine"), Column("batch", number=True), Column("executions", number=True)],
         rows,
         title="how requests were batched",
+    )
+    yield _watched(served)
+
+
+WATCHED = {
+    "requests": 0, "failures": 0, "executions": 0, "requests_per_s": 1, "queue_ms": 2, "compute_ms": 2, "p99_ms": 2,
+    "gpu_busy": 2, "gpu_mib": 0, "memory_mib": 0,
+}  # fmt: skip
+"""Figures of Triton's metrics (`serving.metrics.Watched`) and their decimals."""
+
+
+def _watched(served: list[tuple[EngineResult, Mapping[str, Any]]]) -> Block | None:
+    rows = [
+        [Cell(engine.id, code=True), *(number(found[name], decimals) for name, decimals in WATCHED.items())]
+        for engine, report in served
+        if (found := (report.get("load") or {}).get("watched"))
+    ]
+    columns = [Column("engine"), *(Column(name.replace("_", " "), number=True) for name in WATCHED)]
+    return table(columns, rows, title="Triton's metrics under the load", below="p99: Triton's own, of the last minute.")
+
+
+def _batching(engine: EngineResult, report: Mapping[str, Any], *, plots: bool) -> Iterator[Block | None]:
+    """Show what a sweep of the dynamic batcher found."""
+    found = report.get("batching")
+    if not found:
+        return
+    points = [Batching.from_json(point) for point in found["points"]]
+    rates = [point["rate"] for point in found["points"]]
+    chosen = points.index(Batching.from_json(found["recommended"]))
+    labels = [str(point) for point in points]
+    gain = f"; {found['gain']:.2f} times the rate without batching" if found["gain"] else ""
+    if plots:
+        caption = f"{engine.id}: largest rate by setting; filled: recommended{gain}"
+        yield Plot(rates_plot(labels, rates, chosen, f"Dynamic batching of {engine.id}"), caption)
+    rows = [[Cell(label), number(rate, 0)] for label, rate in zip(labels, rates, strict=True)]
+    columns = [Column("setting"), Column("requests/s", number=True)]
+    yield table(
+        columns, rows, title=f"dynamic batching of {engine.id}", below=f"marked: recommended{gain}.", marked=chosen
     )
 
 

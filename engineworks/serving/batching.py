@@ -20,6 +20,12 @@ class Batching:
     preferred: tuple[int, ...] | None = None
     instances: int = 1
 
+    def __str__(self) -> str:
+        """'no batching, 1 instance', '500 µs, [32, 64], 2 instances'."""
+        sizes = f"{self.delay_us} µs" + (f", {list(self.preferred)}" if self.preferred else "")
+        count = f"{self.instances} instance" + ("s" if self.instances != 1 else "")
+        return f"{'no batching' if self.preferred is None else sizes}, {count}"
+
     def applied(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a model's configuration with these settings."""
         changed = {k: v for k, v in config.items() if k != "dynamic_batching"}
@@ -29,6 +35,12 @@ class Batching:
                 "preferred_batch_size": list(self.preferred), "max_queue_delay_microseconds": self.delay_us,
             }  # fmt: skip
         return changed
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Batching:
+        """Read the settings of a point of a sweep."""
+        sizes = value["preferred"]
+        return cls(value["delay_us"], None if sizes is None else tuple(sizes), value["instances"])
 
     def to_json(self) -> dict[str, Any]:
         return {"delay_us": self.delay_us, "preferred": self.preferred, "instances": self.instances}
@@ -84,6 +96,6 @@ def sweep(
         client.load(model, batching.applied(config))
         found = largest_rate(address, model, asked, offer, tries=tries)
         points.append({**batching.to_json(), "rate": found["rate"], "tries": found["tries"]})
-        say(f"{batching.to_json()}: {found['rate']:.0f} queries/s")
+        say(f"{batching}: {found['rate']:.0f} queries/s")
     client.load(model, config)
     return points

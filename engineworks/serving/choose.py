@@ -17,5 +17,5 @@ def available_backends(server: Server | None) -> tuple[str, ...]:
     if isinstance(server, InstalledServer):
         return server.available
     with Client(server.grpc, "grpc") as client:
-        client.metadata()
+        client.require_loading()
         return tuple(name for name in CONTAINER if client.has_backend(name))

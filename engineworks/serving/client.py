@@ -25,6 +25,9 @@ PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
 PROBE, NO_BACKEND = "engineworks-probe", "unable to find backend library"
 """The model that asks for a backend, and the server's words where it has none."""
 
+LOADING = "model_repository"
+"""KServe's extension by which a client loads and unloads models."""
+
 LOAD_S = 120.0
 """Seconds that a model may take to load."""
 
@@ -147,6 +150,18 @@ class Client:
         """Return the server's name, version and extensions. Raises `RunError`."""
         with self._errors("the server does not say who it is"):
             return dict(self._json(self._client.get_server_metadata))
+
+    def require_loading(self) -> dict[str, Any]:
+        """Return the metadata of a server that loads models on request. Raises `RunError` for another, such as an old
+        one or a proxy."""
+        found = self.metadata()
+        if LOADING not in found.get("extensions", ()):
+            name = f"{found.get('name', '')} {found.get('version', '')}".strip() or "without a name"
+            raise RunError(
+                f"the server at {self.address} ({name}) loads no models: it lacks KServe's extension '{LOADING}'",
+                hint="start Triton 24.10 or later with --model-control-mode=explicit",
+            )
+        return found
 
     def statistics(self, model: str) -> dict[str, Any]:
         """Return what the server has counted for the model. Raises `RunError`."""

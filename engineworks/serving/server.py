@@ -94,11 +94,15 @@ class StartedServer:
             left.unlink(missing_ok=True)
 
 
+def addresses_of(server: RunningServer) -> Addresses:
+    return Addresses(server.http, server.grpc, server.metrics)
+
+
 @contextlib.contextmanager
 def running(server: Server, repository: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Addresses]:
     """Yield the addresses of a server for the repository: a new one's, or those of the running one."""
     if isinstance(server, RunningServer):
-        yield Addresses(server.http, server.grpc)
+        yield addresses_of(server)
         return
     with started(server, repository, env=env) as process:
         yield process.addresses
@@ -159,7 +163,7 @@ def _start_once(
         "--http-address=127.0.0.1", f"--http-port={http_port}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}", "--metrics-interval-ms=500",
         f"--id={name}", "--disable-auto-complete-config", "--exit-timeout-secs=5",
-        f"--backend-config=python,shm-region-prefix-name={name}",
+        f"--backend-config=python,shm-region-prefix-name={name}", "--metrics-config=summary_latencies=true",
     ]  # fmt: skip
     with (folder / "log.txt").open("wb") as log:
         popen = subprocess.Popen(

@@ -6,14 +6,16 @@ Runs the shapes of every profile as served, then the evaluation data.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array, OutputComparison
-from engineworks.plan.kinds import ACCURACY_FILE
+from engineworks.measure.accuracy import Array, Misshapen, OutputComparison
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.served_report import Served
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.reference import read_reference
@@ -27,20 +29,20 @@ from engineworks.steps.task_metric import TaskComparison
 def run(job: StepJob) -> None:
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"] | _columns(job))
     session = _load(job)
-    served: dict[str, Any] | None = None
+    served: Served | None = None
     try:
         served = _compare_served(job, samples, session) if "shapes" in job.params else None
-        if served and any("raised" in visit for visit in served["sequence"]):
+        if served and any(visit.raised for visit in served.sequence):
             session.close()  # a session that failed once is no evidence on the evaluation data
             session = _load(job)
         report = _compare_evaluation(job, samples, session)
     except RunError as error:
-        if served and served["failures"]:  # some failures break the device for all later runs
-            raise RunError(f"{served['failures'][0]}; after that: {error.message}", hint=error.hint) from None
+        if served and served.failures:  # some failures break the device for all later runs
+            raise RunError(f"{served.failures[0]}; after that: {error.message}", hint=error.hint) from None
         raise
     finally:
         session.close()
-    job.write_json(ACCURACY_FILE, report | ({"served": served} if served else {}))
+    job.write(replace(report, served=served))
 
 
 def _columns(job: StepJob) -> dict[str, Any]:
@@ -55,50 +57,45 @@ def _load(job: StepJob) -> Session:
     return load_engine(job.inputs["build"], {**target, "options": options}, serving=serving)
 
 
-def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:
+def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> Served:
     plan = job.params["shapes"]
     reference = ServedReference(job.inputs["reference"], job.inputs["lowered"])
     try:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
-        report = ServedComparison(reference, rows, device=device).follow(session, job.say)
+        precision = read_sidecar(job.inputs["build"])["precision"]
+        return ServedComparison(reference, rows, precision, device=device).follow(session, job.say)
     finally:
         reference.close()
-    return {"precision": read_sidecar(job.inputs["build"])["precision"], **report}
 
 
-def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:
+def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> Accuracy:
     axes = output_axes(samples.specs, session.outputs)
     comparisons = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
-    dtypes: dict[str, Any] = {}
+    dtypes: dict[str, tuple[str, str]] = {}
     task = TaskComparison(job, samples, axes)
     feeds = samples.batches(job.params["batches"])
-    misshapen: dict[str, dict[str, Any]] = {}
+    misshapen: dict[str, Misshapen] = {}
     for run, (given, wanted) in enumerate(zip(feeds, read_reference(job.inputs["reference"]), strict=True), 1):
         got = session.run(given)
         _compare(comparisons, got, wanted, run, misshapen)
         dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
-    outputs = {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()}
+    outputs = {name: replace(c.result(), dtypes=dtypes.get(name)) for name, c in comparisons.items()}
     for name, mismatch in misshapen.items():  # metrics over the other runs would hide it
-        outputs[name] |= {"misshapen": {**mismatch, "of": run}, "cosine": None, "sqnr_db": None}
-    return {
-        "outputs": outputs,
-        "metric": task.result(),
-        "samples": samples.count,
-        "batches": job.params["batches"],
-    }
+        outputs[name] = replace(outputs[name], misshapen=replace(mismatch, of=run), cosine=None, sqnr_db=None)
+    return Accuracy(outputs, task.result(), samples.count, tuple(job.params["batches"]))
 
 
-def _other_dtypes(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, Any]:
+def _other_dtypes(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, tuple[str, str]]:
     """Return the outputs whose dtype differs from the reference's: the engine's and the reference's dtype."""
-    both = {name: [got[name].dtype.name, wanted[name].dtype.name] for name in got.keys() & wanted.keys()}
-    return {name: {"dtypes": pair} for name, pair in both.items() if pair[0] != pair[1]}
+    both = {name: (got[name].dtype.name, wanted[name].dtype.name) for name in got.keys() & wanted.keys()}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
 
 
 def _compare(
     comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array], run: int,
-    misshapen: dict[str, dict[str, Any]],
+    misshapen: dict[str, Misshapen],
 ) -> None:  # fmt: skip
     """Compare one run's outputs.
 
@@ -111,5 +108,5 @@ def _compare(
         try:
             comparison.add(got[name], wanted[name])
         except ValueError as error:
-            mismatch = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
-            mismatch["runs"] += 1
+            first = misshapen.get(name, Misshapen(run, str(error), 0, run))
+            misshapen[name] = replace(first, runs=first.runs + 1)

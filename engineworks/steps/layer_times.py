@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engineworks.engines.engine_session import read_sidecar
 from engineworks.engines.layer_times import TimedLayer, time_layers
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
@@ -28,11 +29,19 @@ PROFILE = "engineworks.steps.layer_times:main"
 
 LEAST_RUNS = 3
 
-LIMIT_S = 300.0
-"""Seconds after which a profiler is stopped."""
+OWN_LAYOUT = "_nchwc"
+
+START_S, SECONDS_PER_MIB, SLOWER = 60.0, 0.3, 50.0
+"""A profiler is stopped after the time to start and import, to load and compile an engine, and for its runs, each
+SLOWER times as long as without a profiler."""
 
 SECONDS = 2.0
-"""About how long profiling may take."""
+"""About how long the runs may take."""
+
+
+def time_limit_s(mib: float, runs: int, run_ms: float) -> float:
+    """Seconds after which the profiler of an engine of this size is stopped."""
+    return START_S + SECONDS_PER_MIB * mib + SLOWER * runs * run_ms / 1000
 
 
 def write_layers(job: StepJob, run_ms: float) -> None:
@@ -42,15 +51,17 @@ def write_layers(job: StepJob, run_ms: float) -> None:
     profiler may end its process, so engines on a GPU are profiled in another one.
     """
     shape, at = next(iter(job.params["at"].items()))
+    runs = max(LEAST_RUNS, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01))))
     payload = {
         "build": str(job.inputs["build"]), "lower": str(job.inputs["lower"]), "target": job.params["target"],
         "inputs": job.params["inputs"], "samples": job.params["samples"], "dims": at["dims"], "shape": shape,
         "data": [str(path) for path in job.paths("evaluation")],
-        "runs": max(LEAST_RUNS, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01)))),
+        "runs": runs, "cache": job.unkeyed.get("cache"),
     }  # fmt: skip
+    limit_s = time_limit_s(read_sidecar(job.inputs["build"])["bytes"] / 2**20, runs, run_ms)
     try:
         if job.params["target"]["compute_capability"]:
-            layers = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=LIMIT_S, on_line=job.say)
+            layers = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.say)
         else:
             layers = main(payload)
     except EngineworksError as error:
@@ -62,39 +73,59 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Time the layers and return them as JSON (`Layers`). Raises `RunError`."""
     specs = tuple(spec_from_json(s) for s in payload["inputs"])
     feeds = feeds_at(specs, samples_from_json(payload["data"], payload["samples"]), payload["dims"])
+    cache = Path(payload["cache"]) if payload.get("cache") else None  # `measure` has filled it at this shape
     with verified_engine(Path(payload["build"])) as engine:
-        source, timed = time_layers(engine, payload["target"], feeds, payload["runs"])
+        source, timed = time_layers(engine, payload["target"], feeds, payload["runs"], cache)
     layers = tuple(mapped(timed, Path(payload["lower"]) / MODEL_FILE))
     return Layers(payload["shape"], payload["runs"], source, layers).to_json()
 
 
 def mapped(timed: Sequence[TimedLayer], lowered: Path) -> Iterator[Layer]:
-    """The layers with the nodes of the lowered model that each holds, by tensors or by names."""
+    """The layers, in the order of a run, with the nodes of the lowered model that each holds, by tensors or by names.
+
+    A node is in one layer only. A tensor that the runtime made up (in another layout, say) stands for the result of the
+    node that its layer is named after.
+    """
     graph = load_model(lowered, weights=False).graph
     makers = {name: node for node in graph.node for name in node.output if name}
     by_name = {node.name: node for node in graph.node if node.name}
+    places = {id(node): place for place, node in enumerate(graph.node)}
+    meant: dict[str, str] = {}
+    held: set[int] = set()
     for layer in timed:
-        nodes = _between(layer, makers) or _named(layer, by_name)
+        named = sorted(_named(layer, by_name, makers), key=lambda node: places[id(node)])
+        results = [name for name in layer.outputs if name in makers] or [n for x in named[-1:] for n in x.output if n]
+        between = _between(results, {meant.get(n, n) for n in layer.inputs}, makers, held) if layer.outputs else []
+        for made, real in zip(layer.outputs, results or layer.inputs[: len(layer.outputs)], strict=False):
+            meant[made] = meant.get(real, real)
+        nodes = between or [node for node in named if id(node) not in held]
+        held |= {id(node) for node in nodes}
         ops = tuple(dict.fromkeys(node.op_type for node in nodes))
         names = tuple(node.name or node.output[0] for node in nodes)
         yield Layer(layer.name, layer.kind, layer.ms, names, ops, layer.kernel)
 
 
-def _between(layer: TimedLayer, makers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes that make the layer's results of what it reads; none where the runtime made up its own tensors."""
+def _between(
+    results: Sequence[str], inputs: Collection[str], makers: Mapping[str, onnx.NodeProto], held: Collection[int]
+) -> list[onnx.NodeProto]:
+    """The nodes that make the results of the inputs and of what earlier layers made."""
     found: dict[int, onnx.NodeProto] = {}
-    pending = [name for name in layer.outputs if name in makers]
+    pending = list(results)
     while pending:
         node = makers[pending.pop()]
-        if id(node) not in found:
+        if id(node) not in found and id(node) not in held:
             found[id(node)] = node
-            pending.extend(n for n in names_read(node) if n in makers and n not in layer.inputs)
+            pending.extend(n for n in names_read(node) if n in makers and n not in inputs)
     return list(reversed(found.values()))
 
 
-def _named(layer: TimedLayer, by_name: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes whose names the runtime tells, or that the layer's own name holds."""
-    exact = [by_name[name] for name in layer.names if name in by_name]
+def _named(
+    layer: TimedLayer, by_name: Mapping[str, onnx.NodeProto], makers: Mapping[str, onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """The nodes whose names the runtime tells, or that the layer's own name holds. ONNX Runtime names layers in its own
+    layout after their result."""
+    exact = [by_name[name] for name in (*layer.names, layer.name) if name in by_name]
+    exact = exact or [makers[name] for name in [layer.name.removesuffix(OWN_LAYOUT)] if name in makers]
     if exact:
         return exact
     text, found = layer.name, list[Any]()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from engineworks.engines.backends import onnxruntime as backend
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, RowErrors, row_errors
+from engineworks.measure.served_report import Loss, LoweredFacts, Movement
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.served_figures import SAME_SHARE
-from engineworks.steps.served_reference import LOWERED_FILE, Piece, ShapesPlan, StoredOutputs
+from engineworks.steps.served_reference import Piece, ShapesPlan, StoredOutputs
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_OUTPUTS_FILE, stacked, write_arrays
 from engineworks.steps.step_job import StepJob
@@ -37,30 +39,29 @@ def run(job: StepJob) -> None:
     if job.crashes:
         why = textwrap.shorten(f"ONNX Runtime does not run the lowered model: {job.crashes[0]}", 200, placeholder=" …")
         job.say(f"engines are compared with fp32: {why}")
-        job.write_json(LOWERED_FILE, {"stored": False, "why": why, "moved": [], "lost": []})
+        job.write(LoweredFacts(stored=False, why=why, moved=(), lost=()))
         return
     plan = ShapesPlan(job.inputs["reference"])
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     rows = ServedRows(samples, job.params["ranges"])
     model = job.inputs["lower"] / MODEL_FILE
-    report: dict[str, Any] = {"stored": False, "why": "", "moved": [], "lost": []}
+    stored, why, moved, lost = False, "", list[Mapping[str, Movement]](), list[Loss]()
     try:
         if not job.params["folded"]:  # else it is the model that the reference ran
             _store(plan, rows, model, job.out)
-            report["stored"] = True
-            report["lost"] = _lost(plan, job.out, job.inputs["reference"])
+            stored, lost = True, _lost(plan, job.out, job.inputs["reference"])
     except RunError as error:
         (job.out / SHAPES_OUTPUTS_FILE).unlink(missing_ok=True)
-        report["why"] = _short(error, model)
-        job.say(f"engines are compared with fp32: {report['why']}")
-    if not report["why"]:
-        own = StoredOutputs(plan, job.out if report["stored"] else job.inputs["reference"])
+        stored, why = False, _short(error, model)
+        job.say(f"engines are compared with fp32: {why}")
+    if not why:
+        own = StoredOutputs(plan, job.out if stored else job.inputs["reference"])
         try:
-            report["moved"] = _moved(plan, rows, model, own)
+            moved = _moved(plan, rows, model, own)
         except RunError as error:
             job.say(f"how far one rounding moves the outputs is not known: {_short(error, model)}")
         own.close()
-    job.write_json(LOWERED_FILE, report)
+    job.write(LoweredFacts(stored, why, tuple(moved), tuple(lost)))
 
 
 def _short(error: RunError, model: Path) -> str:
@@ -87,75 +88,75 @@ def _run(plan: ShapesPlan, rows: ServedRows, session: Session) -> Iterator[tuple
         yield piece, stacked(runs, plan.axes) if plan.by_rows else runs[0]
 
 
-def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) -> list[dict[str, Any]]:
+def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) -> list[Mapping[str, Movement]]:
     """Return, per pool and output, the largest error of a row after one more rounding, relative to the model's own.
 
     For exact outputs: the samples whose answer changed.
     """
-    moved: list[dict[str, Any]] = [{} for _ in plan.pools]
+    moved: list[dict[str, Movement]] = [{} for _ in plan.pools]
     graph, values = graph_with_rounding(model)
     if values:
         session = backend.load_as_written(model, graph=graph)
         for piece, outputs in _run(plan, rows, session):
             wanted = own.piece(piece.key)
             for name, axis in plan.axes.items():
-                record = moved[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
-                _add_moved(record, outputs.get(name), wanted[name], axis, plan.scale.get(name, 0.0), _samples(piece))
+                seen = moved[piece.pool].get(name, Movement(0.0, ()))
+                scale, samples = plan.scale.get(name, 0.0), _samples(piece)
+                moved[piece.pool][name] = _with_moved(seen, outputs.get(name), wanted[name], axis, scale, samples)
         session.close()
-    return moved
+    return [*moved]
 
 
 def _samples(piece: Piece) -> list[int]:
     return [row for picks in piece.picks for row in picks]
 
 
-def _add_moved(
-    record: dict[str, Any], got: np.ndarray[Any, Any] | None, wanted: np.ndarray[Any, Any], axis: int | None,
+def _with_moved(
+    seen: Movement, got: np.ndarray[Any, Any] | None, wanted: np.ndarray[Any, Any], axis: int | None,
     scale: float, samples: list[int],
-) -> None:  # fmt: skip
+) -> Movement:  # fmt: skip
     try:
         errors = None if got is None else row_errors(got, wanted, axis, scale)
     except ValueError:
         errors = None
     if errors is None or errors.nonfinite.any():
-        record["error"], record["samples"] = MOST_MOVED, sorted({*record["samples"], *samples})
-    elif wanted.dtype.name in EXACT_DTYPES:
-        tipped = np.flatnonzero(errors.error > SAME_SHARE).tolist()
-        record["samples"] = sorted({*record["samples"], *(samples[i] for i in tipped if i < len(samples))})
-    else:
-        record["error"] = max(record["error"], float(errors.error.max(initial=0.0)))
+        return Movement(MOST_MOVED, tuple(sorted({*seen.samples, *samples})))
+    if wanted.dtype.name in EXACT_DTYPES:
+        tipped = [samples[i] for i in np.flatnonzero(errors.error > SAME_SHARE).tolist() if i < len(samples)]
+        return replace(seen, samples=tuple(sorted({*seen.samples, *tipped})))
+    return replace(seen, error=max(seen.error, float(errors.error.max(initial=0.0))))
 
 
-def _lost(plan: ShapesPlan, lowered_folder: Path, reference: Path) -> list[dict[str, Any]]:
+def _lost(plan: ShapesPlan, lowered_folder: Path, reference: Path) -> list[Loss]:
     """Return, per output and pool of synthetic rows, the row on which the lowered model is furthest from fp32."""
     own, fp32 = StoredOutputs(plan, lowered_folder), StoredOutputs(plan, reference)
-    worst: dict[tuple[str, int], dict[str, Any]] = {}
+    worst: dict[tuple[str, int], Loss] = {}
     for piece in plan.pieces():
         pool = plan.pools[piece.pool]
         if pool.data != "seeded":
             continue
         lowered, wanted = own.piece(piece.key), fp32.piece(piece.key)
         for name, axis in plan.axes.items():
-            figures = _worst(lowered, wanted, name, axis, plan.scale.get(name, 0.0))
+            loss = _worst(lowered, wanted, Loss(name, dict(pool.lengths), 0.0, 0.0, 0), axis, plan.scale.get(name, 0.0))
             before = worst.get((name, piece.pool))
-            if figures and (before is None or figures["error"] > before["error"]):
-                worst[name, piece.pool] = {"output": name, "lengths": dict(pool.lengths), **figures}
+            if loss and (before is None or loss.error > before.error):
+                worst[name, piece.pool] = loss
     own.close()
     fp32.close()
     return list(worst.values())
 
 
 def _worst(
-    lowered: Mapping[str, Any], wanted: Mapping[str, Any], name: str, axis: int | None, scale: float
-) -> dict[str, Any] | None:
+    lowered: Mapping[str, Any], wanted: Mapping[str, Any], at: Loss, axis: int | None, scale: float
+) -> Loss | None:
+    """Return the loss of the worst row of the output that `at` names; None without rows."""
     try:
-        errors: RowErrors = row_errors(lowered[name], wanted[name], axis, scale)
+        errors: RowErrors = row_errors(lowered[at.output], wanted[at.output], axis, scale)
     except ValueError:
-        return {"error": MOST_MOVED, "cosine": 0.0, "nonfinite": 0}
+        return replace(at, error=MOST_MOVED)
     row = errors.worst()
     if row is None:
         return None
-    return {
-        "error": float(errors.error[row]), "cosine": float(errors.cosine.min()),
-        "nonfinite": int(errors.nonfinite[row]),
-    }  # fmt: skip
+    return replace(
+        at, error=float(errors.error[row]), cosine=float(errors.cosine.min()), nonfinite=int(errors.nonfinite[row])
+    )

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engineworks.errors import LoweringError
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, judge
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
@@ -20,13 +21,13 @@ from engineworks.steps.calibrate import read_ranges
 from engineworks.steps.partial_quantization.groups import Group, group_nodes, keep_patterns, single_nodes
 from engineworks.steps.partial_quantization.ranking import (
     Trial,
-    metric_loss,
+    make_trial,
     rank,
     shortest_list,
     to_split,
     worst_noise,
 )
-from engineworks.steps.partial_quantization.trials import Report, Trials
+from engineworks.steps.partial_quantization.trials import Trials
 from engineworks.steps.step_job import StepJob
 
 
@@ -79,7 +80,7 @@ class _Search:
         self._trials, self._job = trials, job
         limits = job.params["limits"]
         self._limits = None if limits is None else Limits.model_validate(limits)
-        self._reports: dict[frozenset[str], Report] = {}
+        self._reports: dict[frozenset[str], Accuracy] = {}
 
     @property
     def evaluations(self) -> int:
@@ -89,7 +90,7 @@ class _Search:
         """Return what must be excluded to meet the recipe's limits; None if nothing helps, or there are no limits."""
         return None if self._limits is None else shortest_list(ranked, self._holds)
 
-    def evaluate(self, kept: Sequence[Group]) -> Report:
+    def evaluate(self, kept: Sequence[Group]) -> Accuracy:
         key = frozenset(name for group in kept for name in group.nodes)
         if key not in self._reports:
             self._reports[key] = self._trials.without(kept)
@@ -109,11 +110,11 @@ class _Search:
         return all(check.verdict == "pass" for check in self.checks(kept))
 
 
-def _summary(report: Report) -> Mapping[str, Any]:
+def _summary(report: Accuracy) -> Mapping[str, Any]:
     """Summarize the metrics of one model over all outputs."""
-    shown = Trial(Group("", ()), worst_noise(report), metric_loss(report), report).to_json()
+    shown = make_trial(Group("", ()), report).to_json()
     return {key: shown[key] for key in ("noise", "sqnr_db", "cosine", "metric", "loss")} | {
-        "metric_of": report["metric"]
+        "metric_of": report.metric and report.metric.to_json()
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -16,22 +15,24 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import TRUSTED_KEYS, Trust
 from engineworks.errors import RunError
 from engineworks.host.triton import NO_SERVER, InstalledServer, RunningServer, find_server
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.slopes import slopes
 from engineworks.package.draft import write_draft
 from engineworks.package.package import PackagedEngine, write_models
-from engineworks.plan.kinds import ACCURACY_FILE, SERVING_FILE
+from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.answers import Question, ask, ask_at_once, questions, refusals, spread
-from engineworks.serving.batching import largest_rate, sweep
+from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
 from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.costs import cold_starts
 from engineworks.serving.load import Offer, offer_load
+from engineworks.serving.metrics import watching
 from engineworks.serving.others import OtherWork
-from engineworks.serving.server import Addresses, StartedServer, started
+from engineworks.serving.server import Addresses, StartedServer, addresses_of, started
 from engineworks.serving.soak import reload_model, swap_under_traffic
 from engineworks.steps.reference import read_reference
 from engineworks.steps.step_job import StepJob
@@ -45,6 +46,9 @@ SINGLE = 64
 """Samples that a load takes its queries from."""
 
 RELOADS = 3
+
+SWEEP_S = 5.0
+"""Most seconds of one try of a sweep, which makes some fifty."""
 
 DELAYS_US = (0, 500, 2000)
 """Delays of the dynamic batcher that a sweep tries, in microseconds."""
@@ -90,7 +94,7 @@ def _on_server(
     settings: PackageSettings,
 ) -> dict[str, Any]:  # fmt: skip
     if isinstance(server, RunningServer):
-        return _serve(job, Addresses(server.http, server.grpc), None, model, samples, settings)
+        return _serve(job, addresses_of(server), None, model, samples, settings)
     with started(server, repository, env=_environment(job)) as process:
         report = _serve(job, process.addresses, process, model, samples, settings)
         if job.params.get("swaps"):
@@ -109,9 +113,13 @@ def _serve(
         smallest = max(1, min(params["batches"]))
         single = questions(session, [f for f, _ in zip(samples.batches([smallest]), range(SINGLE), strict=False)])
         with Client(addresses.grpc, "grpc") as client:
-            report: dict[str, Any] = {"server": client.metadata(), "model": model, "ready_s": client.load(model)}
+            report: dict[str, Any] = {"server": client.require_loading(), "model": model, "ready_s": client.load(model)}
             job.say(f"ready after {report['ready_s']:.2f} s")
             report["backend"] = client.config(model).get("backend")
+            if _measured(settings) or job.params.get("sweep"):
+                report["batching"] = _sweep(job, client, addresses, model, single, settings)
+            if _measured(settings):
+                client.load(model, Batching.from_json(report["batching"]["recommended"]).applied(client.config(model)))
             report["answers"], report["metric"] = _answers(job, addresses, model, asked, samples)
             report["spread"] = spread(session, asked) if settings.max_batch else 0.0
             report["refusals"] = refusals(client, model, single[0], session.inputs, settings.max_batch)
@@ -122,8 +130,6 @@ def _serve(
             if job.params.get("cold"):
                 with tempfile.TemporaryDirectory(prefix="engineworks-cache-") as cache:
                     report["cold"] = cold_starts(client, model, single[0], client.config(model), cache)
-            if job.params.get("sweep"):
-                report["batching"] = _sweep(job, client, addresses, model, single, settings)
         return report
     finally:
         session.close()
@@ -150,7 +156,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
     """Return the task metric of the served answers next to that of the judged engine; None where there is none."""
     if not {"compare", "reference"} <= job.inputs.keys():  # a champion that was judged elsewhere
         return None
-    judged = json.loads((job.inputs["compare"] / ACCURACY_FILE).read_text(encoding="utf-8"))["metric"]
+    judged = Accuracy.read(job.inputs["compare"]).metric
     if judged is None:
         return None
     sidecar = read_sidecar(job.inputs["build"])
@@ -160,7 +166,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
     for given, got, wanted in zip(feeds, served, read_reference(job.inputs["reference"]), strict=True):
         task.add(given, got, wanted)
     result = task.result()
-    return {"name": judged["name"], "judged": judged["engine"], "served": result["engine"] if result else None}
+    return {"name": judged.name, "judged": judged.engine, "served": result.engine if result else None}
 
 
 def _load(
@@ -169,10 +175,12 @@ def _load(
     wanted = job.params["load"]
     if wanted is None:
         return None
-    others = OtherWork(lambda: process.tree if process is not None else ())
+    pids = (lambda: process.tree) if process is not None else tuple
+    others = OtherWork(pids)
     offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
-    found = (largest_rate if wanted["find_qps"] else offer_load)(addresses.grpc, model, single, offer)
-    return {**found, "others": others.share()}
+    with watching(addresses.metrics, model, pids) as watched:
+        found = (largest_rate if wanted["find_qps"] else offer_load)(addresses.grpc, model, single, offer)
+    return {**found, "others": others.share(), "watched": watched.summary()}
 
 
 def _reload(job: StepJob, client: Client, process: StartedServer, model: str, question: Question) -> dict[str, Any]:
@@ -187,12 +195,16 @@ def _sweep(
 ) -> dict[str, Any]:
     """Measure settings of the dynamic batcher in one run of the server; the best is the recommendation."""
     wanted = job.params["load"]
-    offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
+    offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], min(SWEEP_S, wanted["seconds"]))
     tried = batching_settings(package.max_batch, DELAYS_US)
     points = sweep(client, addresses.grpc, model, single, offer, tried, job.say)
     none = max(point["rate"] for point in points if point["preferred"] is None)
     best = max(points, key=lambda point: point["rate"])
     return {"points": points, "recommended": best, "gain": best["rate"] / none if none else None}
+
+
+def _measured(package: PackageSettings) -> bool:
+    return package.triton.dynamic_batching is not None and package.triton.dynamic_batching.measured
 
 
 def _swaps(job: StepJob, process: StartedServer, repository: Path, model: str, samples: SampleFile) -> dict[str, Any]:

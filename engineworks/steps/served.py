@@ -10,8 +10,8 @@ clock decides how many runs the warm-up takes; none of them is compared.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, WARM_RUNS, Stop, row_errors, shown
-from engineworks.steps.served_figures import Places, keep_worst, row_figures
+from engineworks.measure.served_report import OtherShape, OutputRecords, Served, ServedAgainst, ServedVisit
+from engineworks.steps.served_figures import Places, keep_worst, row_record
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import Arrays, ServedRows
 
@@ -32,16 +33,17 @@ MOST_RAISED = 3
 
 
 class ServedComparison:
-    """Runs a session through the sequence. device: whether it runs on a device, not on this CPU."""
+    """Runs a session through the sequence. precision: of the engine. device: whether it runs on a device, not on this
+    CPU."""
 
-    def __init__(self, reference: ServedReference, rows: ServedRows, *, device: bool) -> None:
-        self._reference, self.rows, self._device = reference, rows, device
+    def __init__(self, reference: ServedReference, rows: ServedRows, precision: str, *, device: bool) -> None:
+        self._reference, self.rows, self._precision, self._device = reference, rows, precision, device
         self._stops, self.notes = reference.plan.stops(device=device)
         self._pool: tuple[int, list[Arrays]] = (-1, [])
         self._places = Places(reference.plan.axes, reference.plan.scale)
         self.raised = 0
 
-    def follow(self, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, session: Session, say: Callable[[str], None]) -> Served:
         """Return the report: every visit with its worst rows, and what was not tried."""
         start, processor, sequence = time.monotonic(), time.process_time(), []
         for stop in self._stops:
@@ -52,35 +54,34 @@ class ServedComparison:
         seconds = time.monotonic() - start
         say(f"compared at {len(sequence)} stops in {seconds:.1f} s")
         facts, plan = self._reference.facts, self._reference.plan
-        return {
-            "sequence": sequence,
-            "failures": _hard_failures(sequence),
-            "rows": self._places.report(),
-            "reference": {
-                "of": "fp32" if facts["why"] else "lowered", "why": facts["why"],
-                "mode": "rows" if plan.by_rows else "runs", "mixing": plan.mixing,
-            },
-            "lost": facts["lost"],
-            "notes": list(dict.fromkeys(self.notes)),
-            "session": list(session.notes),
-            "seconds": round(seconds, 3),
-            "processor_seconds": round(time.process_time() - processor, 3),
-        }  # fmt: skip
+        return Served(
+            precision=self._precision,
+            sequence=tuple(sequence),
+            failures=tuple(_hard_failures(sequence)),
+            rows=self._places.report(),
+            reference=ServedAgainst(
+                "fp32" if facts.why else "lowered", facts.why, "rows" if plan.by_rows else "runs", plan.mixing
+            ),
+            lost=facts.lost,
+            notes=tuple(dict.fromkeys(self.notes)),
+            session=tuple(session.notes),
+            seconds=round(seconds, 3),
+            processor_seconds=round(time.process_time() - processor, 3),
+        )
 
-    def _visit(self, session: Session, stop: Stop) -> dict[str, Any]:
+    def _visit(self, session: Session, stop: Stop) -> ServedVisit:
         pool = self._reference.plan.pools[stop.pool]
-        runs = _Runs(self, stop, self._rows_of(stop.pool))
-        report = stop.visit.to_json() | {
-            "data": pool.data, "samples": len(pool.rows), "pool_rows": list(pool.rows),
-            "picks": [list(p) for p in stop.picks], "moved": self._reference.moved(stop.pool),
-            "runs_before_warm_up": stop.runs, "outputs": runs.outputs,
-        }  # fmt: skip
+        runs, raised = _Runs(self, stop, self._rows_of(stop.pool)), ""
         try:
             self._warm(session, runs)
         except RunError as error:
             self.raised += 1
-            report["raised"] = error.message
-        return report | {"runs": runs.done}
+            raised = error.message
+        return ServedVisit(
+            **vars(stop.visit), data=pool.data, samples=len(pool.rows), pool_rows=pool.rows, picks=stop.picks,
+            moved=self._reference.moved(stop.pool), runs_before_warm_up=stop.runs, outputs=runs.outputs,
+            runs=runs.done, raised=raised,
+        )  # fmt: skip
 
     def _warm(self, session: Session, runs: _Runs) -> None:
         while runs.done < runs.stop.runs:
@@ -105,22 +106,24 @@ class ServedComparison:
         wanted, got = self._reference.outputs(stop, turn, given)
         for name, expected in wanted.items():
             axis, scale = plan.axes[name], plan.scale.get(name, 0.0)
-            figures = runs.outputs.setdefault(name, {})
-            phase = "first" if run == 1 else "later"
+            kept = runs.outputs.setdefault(name, OutputRecords())
             if name not in got:
                 raise RunError(f"the engine has no output '{name}'")
             try:
                 errors = row_errors(got[name], expected, axis, scale)
             except ValueError as error:
-                figures.setdefault("misshapen", {"run": run, "why": str(error)})
+                runs.outputs[name] = replace(kept, misshapen=kept.misshapen or OtherShape(run, str(error)))
                 continue
-            exact = expected.dtype.name in EXACT_DTYPES
-            keep_worst(figures, phase, row_figures(errors, picks, run, exact=exact))
+            new = row_record(errors, picks, run, exact=expected.dtype.name in EXACT_DTYPES)
+            if run == 1:
+                kept = replace(kept, first=keep_worst(kept.first, new))
+            else:
+                kept = replace(kept, later=keep_worst(kept.later, new))
             self._places.tried(name, stop.pool, picks if axis is not None else picks[:1])
             if axis is not None:
                 moved = self._places.observe(stop.visit, stop.pool, name, got[name], picks, run)
-                if moved is not None:
-                    keep_worst(figures, "moved", moved)
+                kept = replace(kept, moved=keep_worst(kept.moved, moved))
+            runs.outputs[name] = kept
 
 
 class _Runs:
@@ -129,7 +132,7 @@ class _Runs:
     def __init__(self, owner: ServedComparison, stop: Stop, rows: list[Arrays]) -> None:
         self.owner, self.stop = owner, stop
         self.feeds = [owner.rows.feeds(rows, p) for p in stop.picks]
-        self.outputs: dict[str, dict[str, Any]] = {}
+        self.outputs: dict[str, OutputRecords] = {}
         self.done = 0
         self._before: dict[int, Mapping[str, Array]] = {}
 
@@ -149,19 +152,16 @@ def _same(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and np.array_equal(a, b)
 
 
-def _hard_failures(sequence: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what is wrong whatever the limits."""
-    failures = []
+def _hard_failures(sequence: Sequence[ServedVisit]) -> Iterator[str]:
+    """Yield what is wrong whatever the limits."""
     for visit in sequence:
-        at = f"{shown(visit['dims'])} (profile {visit['profile']})"
-        if "raised" in visit:
-            failures.append(f"at {at} the engine did not run: {visit['raised']}")
-        for name, figures in visit["outputs"].items():
-            if "misshapen" in figures:
-                failures.append(f"{name}: at {at} {figures['misshapen']['why']}")
-            for phase in ("first", "later"):
-                bad = next((record for record in figures.get(phase, ()) if record["nonfinite"]), None)
+        at = f"{shown(visit.dims)} (profile {visit.profile})"
+        if visit.raised:
+            yield f"at {at} the engine did not run: {visit.raised}"
+        for name, figures in visit.outputs.items():
+            if figures.misshapen:
+                yield f"{name}: at {at} {figures.misshapen.why}"
+            for records in (figures.first, figures.later):
+                bad = next((record for record in records if record.nonfinite), None)
                 if bad:
-                    what = f"{bad['nonfinite']} values that are NaN or infinite"
-                    failures.append(f"{name}: at {at} row {bad['row']} has {what}")
-    return failures
+                    yield f"{name}: at {at} row {bad.row} has {bad.nonfinite} values that are NaN or infinite"

@@ -7,7 +7,7 @@ These are the outputs of its own lowered model or, where ONNX Runtime cannot run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import Stop, pool_from_json, stop_from_json
+from engineworks.measure.served_report import LoweredFacts, Movement
 from engineworks.recipe.npz import NpzReader
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, pool_key, run_key
 
 Array = NDArray[np.generic]
-
-LOWERED_FILE = "lowered.json"
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class ServedReference:
 
     def __init__(self, reference: Path, lowered: Path) -> None:
         self.plan = ShapesPlan(reference)
-        self.facts: dict[str, Any] = json.loads((lowered / LOWERED_FILE).read_text(encoding="utf-8"))
+        self.facts = LoweredFacts.read(lowered)
         self._fp32 = StoredOutputs(self.plan, reference)
-        self._lowered = StoredOutputs(self.plan, lowered) if self.facts["stored"] else None
+        self._lowered = StoredOutputs(self.plan, lowered) if self.facts.stored else None
 
     def outputs(self, stop: Stop, turn: int, got: Mapping[str, Array]) -> tuple[Arrays, Mapping[str, Array]]:
         """Return a run's expected and actual outputs, by name.
@@ -118,10 +117,9 @@ class ServedReference:
                     compared[name] = np.where(overflown, value, got[name]).astype(got[name].dtype)
         return wanted, compared
 
-    def moved(self, pool: int) -> dict[str, Any]:
+    def moved(self, pool: int) -> Mapping[str, Movement]:
         """Return, per output, how far one rounding moves it there: see `lowered_reference`."""
-        moved: Sequence[dict[str, Any]] = self.facts["moved"]
-        return moved[pool] if moved else {}
+        return self.facts.moved[pool] if self.facts.moved else {}
 
     def close(self) -> None:
         self._fp32.close()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.measure.served import Lengths
+from engineworks.measure.served import Lengths, Origin
 from engineworks.recipe.batch import batch_axes, batch_dim
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
@@ -90,7 +90,7 @@ class ServedRows:
         """Return the number of elements of one row of all inputs."""
         return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
 
-    def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], str]:
+    def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], Origin]:
         """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the files that have
         these lengths, limited to those used) or "seeded" (numbers of synthetic rows)."""
         files = [f for f, known in zip(self._files, self._lengths, strict=True) if known == dict(lengths)]

@@ -118,9 +118,9 @@ def _answers(
         job.say(f"{group}: {report[group]['equal']} of {len(requests)} answers equal")
     whole = not report[EVALUATION]["torn"] and not report[EVALUATION]["refused"]
     result = task.result() if whole else None
-    metric = result and {
-        "name": result["name"], "lower_is_better": result["lower_is_better"], "candidate": result["engine"],
-        "champion": result["reference"],
+    metric = None if result is None else {
+        "name": result.name, "lower_is_better": result.lower_is_better, "candidate": result.engine,
+        "champion": result.reference,
     }  # fmt: skip
     return report, metric, timed
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.recipe.datasets.preparation import find_made
+from engineworks.typed_json import Report
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class StepJob:
         """Return paths as `path` does, for samples, which may lie in several files."""
         several = () if name in self.inputs else self.unkeyed[name]
         return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
+
+    def write(self, report: Report) -> None:
+        """Write a report into its own file."""
+        self.write_json(report.FILE, report.to_json())
 
     def write_json(self, name: str, value: object) -> None:
         """Write a report into `out`. NaN is not JSON: write null for a missing value."""

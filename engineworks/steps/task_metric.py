@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array
-from engineworks.measure.slices import RESAMPLES, Score, sets_of_rows, slice_figures
+from engineworks.measure.accuracy_report import DeadClass, MetricFigures, MetricKind
+from engineworks.measure.slices import RESAMPLES, Score, Slice, sets_of_rows, slice_figures
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
@@ -23,6 +25,9 @@ Rows = Mapping[str, Array]
 
 DRAWS_OF_USERS = 20
 """Draws of a slice's rows for a metric of the user's, which may be slow."""
+
+UNNAMED = "(unnamed)"
+"""The slice of samples whose name is empty or missing."""
 
 MOST_SLICES = 200
 """Maximum number of slices that are judged: more are no slices but ids."""
@@ -69,7 +74,7 @@ class TaskComparison:
         self._keep("engine", {"": self._metric.reduce(got, labels)})
         self._keep("reference", {"": self._metric.reduce(wanted, labels)})
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> MetricFigures | None:
         """Return both metrics and their ratio; None where the recipe names no metric.
 
         Raises `ModelError` where outputs or labels do not fit the metric.
@@ -85,16 +90,19 @@ class TaskComparison:
                 say=self._job.say, time_limit_s=self._job.seconds_left(), sets=sets,
             )  # fmt: skip
             figures = self._figures(name, "labels", engine, reference)
-            nondeterministic = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
-            figures |= {"repeated": _json_number(again)} if nondeterministic and math.isfinite(engine) else {}
+            wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
+            if wavers and math.isfinite(engine):
+                figures = replace(figures, repeated=again if math.isfinite(again) else "not a number")
             known = {rows.tobytes(): pair for rows, pair in zip(sets, scores, strict=True)}
-            return figures | self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS)
+            return replace(figures, slices=self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS))
         if self._metric is None:
             cosines = [joined[part]["cosine"] for part in ("engine", "reference")]
             figures = self._figures("mean cosine", "agreement", *(float(c.mean()) for c in cosines))
             names = self._slice_names(len(cosines[0]))
-            return figures | self._slices(names, lambda rows: _pair(float(c[rows].mean()) for c in cosines))
-        metric, labels, kind, wanted = self._metric, self._labels, "labels", joined["reference"][""]
+            slices = self._slices(names, lambda rows: _pair(float(c[rows].mean()) for c in cosines))
+            return replace(figures, slices=slices)
+        metric, labels, wanted = self._metric, self._labels, joined["reference"][""]
+        kind: MetricKind = "labels"
         if labels is None:
             labels, kind = (wanted if self._settings["name"] == "span" else wanted[..., -1]), "agreement"
         elif self._per_token:
@@ -104,13 +112,13 @@ class TaskComparison:
         engine = math.nan if self._misfit else engine
         figures = self._figures(metric.name, kind, engine, reference)
         if self._settings["name"] in CLASSIFIES:
-            figures["dead_classes"] = dead_classes(reduced[0], reduced[1], labels)
+            dead = (DeadClass(*found) for found in dead_classes(reduced[0], reduced[1], labels))
+            figures = replace(figures, dead_classes=tuple(dead))
         if self._misfit:
             return figures
         names = self._slice_names(len(wanted))
-        return figures | self._slices(
-            names, lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced)
-        )
+        slices = self._slices(names, lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced))
+        return replace(figures, slices=slices)
 
     def _slice_names(self, count: int) -> Array | None:
         """Return the slice of each row; None where the recipe names none.
@@ -125,6 +133,8 @@ class TaskComparison:
             )  # fmt: skip
         if names is None:
             return None
+        names = np.char.strip(names)
+        names = np.where(names == "", UNNAMED, names)
         if len(names) != count:
             raise ModelError(f"data.evaluation.slices: {len(names)} names of slices for {count} rows of the metric")
         if (many := len(np.unique(names))) > MOST_SLICES:
@@ -134,12 +144,11 @@ class TaskComparison:
             )
         return names
 
-    def _slices(self, names: Array | None, score: Score, draws: int = RESAMPLES) -> dict[str, Any]:
-        """Return the metric on each slice; {} where the recipe names none."""
+    def _slices(self, names: Array | None, score: Score, draws: int = RESAMPLES) -> tuple[Slice, ...]:
+        """Return the metric on each slice; none where the recipe names none."""
         if names is None or self._settings is None:
-            return {}
-        lower = is_lower_better(self._settings)
-        return {"slices": [p.to_json() for p in slice_figures(names, score, lower_is_better=lower, draws=draws)]}
+            return ()
+        return tuple(slice_figures(names, score, lower_is_better=is_lower_better(self._settings), draws=draws))
 
     def _read(self, outputs: Rows) -> Array:
         """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
@@ -173,14 +182,13 @@ class TaskComparison:
     def _keep(self, part: str, rows: Rows) -> None:
         self._rows[part].append(rows)
 
-    def _figures(self, name: str, kind: str, engine: float, reference: float) -> dict[str, Any]:
+    def _figures(self, name: str, kind: MetricKind, engine: float, reference: float) -> MetricFigures:
         assert self._settings is not None
         lower = is_lower_better(self._settings)
         ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
-        return {
-            "name": name, "kind": kind, "samples": self._samples.count, "lower_is_better": lower,
-            "engine": _json_number(engine), "reference": _json_number(reference), "ratio": _json_number(ratio),
-        }  # fmt: skip
+        return MetricFigures(
+            name, kind, self._samples.count, lower, _number(engine), _number(reference), _number(ratio)
+        )
 
 
 def _pair(values: Iterable[float]) -> tuple[float, float]:
@@ -220,5 +228,5 @@ def _join(parts: Sequence[Rows]) -> dict[str, Array]:
     return joined
 
 
-def _json_number(value: float) -> float | None:
+def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None

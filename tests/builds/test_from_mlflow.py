@@ -13,8 +13,9 @@ from engineworks.report.ages import age
 from engineworks.settings import read_settings
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking
+from tests.typed_reports import accuracy
 
-ACCURACY = {"samples": 4, "outputs": {}, "metric": None}
+ACCURACY = accuracy().to_json()
 
 
 def record(method: str, verdict: str) -> str:

@@ -13,7 +13,8 @@ from engineworks.builds.memory_guard import MIB, available_mib, needs_of
 from engineworks.builds.schedule import Schedule
 from engineworks.engines.backends import backend
 from engineworks.fingerprint import digest_of
-from engineworks.plan.plan import Plan, Step
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "build-memory-cpu.json"

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from engineworks.builds.schedule import Schedule
-from engineworks.plan.plan import Plan, Step
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 
 
 def step(name: str, *inputs: str, kind: str = "build", state: str = "to do") -> Step:

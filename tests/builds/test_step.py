@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,9 +17,11 @@ from engineworks.engines.backends import attempts
 from engineworks.errors import ChildDefect, FoldError, StepError, StoreError, TimeLimitError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool, default_pool
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
+from tests.typed_reports import accuracy
 
 
 def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **unkeyed: Any) -> Step:
@@ -80,6 +85,44 @@ def test_a_report_that_was_altered_before_it_was_stored_is_not_stored(tmp_path: 
     with pytest.raises(StoreError, match=r"tiny/fold: half.txt was altered before it was stored; build again"):
         run(store, step({"act": "forged"}))
     assert not store.has(step({"act": "forged"}).key)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A pool whose children leave this file, and answer with the digest of that text."""
+
+    text: str
+    answered: str
+
+    def run(self, function: str, payload: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        (Path(payload["out"]) / "accuracy.json").write_text(self.text, encoding="utf-8")
+        return {"reports": {"accuracy.json": hashlib.sha256(self.answered.encode()).hexdigest()}}
+
+
+GOOD = json.dumps(accuracy().to_json())
+
+
+@pytest.mark.parametrize(
+    ("text", "answered", "why"),
+    [
+        ('{"outputs": {}, "metric": null, "samples": 9, "batches": [1]}', "", "did not write the accuracy.json"),
+        (GOOD, "", "did not write the accuracy.json"),
+        (json.dumps({**accuracy().to_json(), "outputs": {}}), None, "accuracy.json: 'outputs' is not as documented"),
+        (GOOD.replace("0.99999", "NaN"), None, "should be a finite number"),
+        (GOOD[:-1] + ', "verdict": "pass"}', None, "unknown key 'verdict'"),
+    ],
+)
+def test_a_report_that_is_forged_or_incomplete_is_not_stored(
+    tmp_path: Path, text: str, answered: str | None, why: str
+) -> None:
+    store, document = Store(tmp_path / "store"), {"step": "compare", "params": {}, "inputs": {}}
+    one = Step("compare", "tiny/compare", digest_of(document), document, {}, {})
+    with pytest.raises(StepError, match=re.escape(why)) as caught:
+        run(store, one, cast(ChildPool, Answer(text, text if answered is None else answered)))
+    assert str(caught.value).startswith("tiny/compare: ")
+    assert store.get(one.key) is None
+    assert run(store, one, cast(ChildPool, Answer(GOOD, GOOD))).how == "run"
+    assert store.require(one.key).read(Accuracy) == accuracy()
 
 
 @pytest.mark.usefixtures("steps")

@@ -22,7 +22,7 @@ from engineworks.host.child import ChildPool
 from engineworks.model.export.outline import metadata_of
 from engineworks.model.runtime import ort_forms
 from engineworks.model.runtime.ort_forms import FORMS, after_crashes, form_of
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 
 RequestFor = Callable[..., BuildRequest]

@@ -99,8 +99,10 @@ def test_a_missing_file_a_pipe_and_a_link_out_of_the_folder_are_refused(tmp_path
     with pytest.raises(TrustError, match=r"'engine\.data' leaves the folder"):
         load_engine(folder, TARGET)
     weights.unlink()
-    weights.symlink_to(weights)
-    with pytest.raises(TrustError, match=r"'engine\.data' leaves the folder"):
+    weights.symlink_to(weights)  # Python 3.13 resolves a loop to itself, and reading it then fails
+    with pytest.raises(
+        TrustError, match=r"'engine\.data' leaves the folder|engine\.data: cannot be read: Too many levels"
+    ):
         load_engine(folder, TARGET)
 
 

@@ -14,9 +14,12 @@ import pytest
 from conftest import STEPS
 
 from engineworks.builds.record_note import note_used_by
+from engineworks.builds.step import run_step
 from engineworks.errors import StoreError
-from engineworks.fingerprint import digest_of
-from engineworks.host.child import ChildPool
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.child import ChildPool, default_pool
+from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
 from engineworks.tracking.runs import open_tracking
 
@@ -82,6 +85,28 @@ def test_a_child_on_a_full_disk_says_so_whatever_its_library_says(small_disk: Pa
         pool.run("engineworks.steps.job:main", payload)
 
 
+def test_steps_on_a_full_disk_go_on_when_there_is_room_again(repository: Path, small_disk: Path) -> None:
+    store = Store(small_disk / "store")
+    plan = plan_recipe(load_recipe(repository / "recipes/tiny.yaml"), store, FileDigests(None))
+    filler = small_disk / "rest"
+    filler.write_bytes(bytes(220 << 10))
+    with pytest.raises(StoreError, match=r"(?i)no space left"):
+        run_all(plan, store)
+    assert list((store.root / "partial").iterdir()) == []
+    done = list(store.keys())
+    assert all(store.get(key) for key in done)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert run_all(plan, store) == len(done)
+
+
+def run_all(plan: Plan, store: Store) -> int:
+    """Run every step. Returns how many were stored already."""
+    states = [run_step(step, store, default_pool(), say=print).how for step in plan.steps.values()]
+    return states.count("reused")
+
+
+@pytest.mark.faults
 def test_a_build_on_a_full_disk_goes_on_when_there_is_room_again(repository: Path, small_disk: Path) -> None:
     environment = os.environ | {"ENGINEWORKS_STORE": str(small_disk / "store")}
     artifacts = repository / "artifacts"

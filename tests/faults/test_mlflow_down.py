@@ -143,7 +143,10 @@ send_waiting(open_tracking(Path(sys.argv[1])), Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(("method", "count"), [("create_run", 1), ("log", 2), ("end_run", 3)])
+@pytest.mark.parametrize(("method", "count"), [
+    pytest.param("create_run", 1, marks=pytest.mark.faults), ("log", 2),
+    pytest.param("end_run", 3, marks=pytest.mark.faults),
+])  # fmt: skip
 def test_a_sender_that_is_killed_leaves_the_rest_to_the_next_and_nothing_is_sent_twice(
     tmp_path: Path, method: str, count: int
 ) -> None:
@@ -170,7 +173,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("mlflow", ["is down again", "is back"])
+@pytest.mark.parametrize("mlflow", [pytest.param("is down again", marks=pytest.mark.faults), "is back"])
 def test_a_build_that_was_killed_while_its_records_waited_goes_on_in_them(tmp_path: Path, mlflow: str) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_BUILD, str(tmp_path), str(Path(__file__).parent)],
@@ -208,6 +211,7 @@ def test_garbage_collection_keeps_what_waiting_records_refer_to(tmp_path: Path) 
     assert (freed.artifacts, freed.kept) == (0, 1)
 
 
+@pytest.mark.faults
 def test_a_server_that_is_killed_in_the_middle_gets_the_rest_later_in_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

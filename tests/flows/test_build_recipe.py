@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from by_hand import by_hand
-from conftest import STEPS, tiny_model
+from conftest import STEPS, make_repository, tiny_model
 
 from engineworks.builds.command import build_plans
 from engineworks.builds.results import BuildResult
@@ -33,6 +33,32 @@ REPOSITORY = Path(__file__).parents[2]
 def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     return read_settings()
+
+
+@pytest.fixture(scope="module")
+def tiny_build(tmp_path_factory: pytest.TempPathFactory, api: None) -> tuple[Path, BuildResult]:
+    """A repository whose recipe was built once, for the tests of what a build leaves."""
+    root = make_repository(tmp_path_factory.mktemp("built"))
+    shutil.copytree(root / "recipes", root / "as_built")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(root, patch)
+        return root, build(read_settings())
+
+
+@pytest.fixture
+def built(tiny_build: tuple[Path, BuildResult], monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, BuildResult]:
+    """Its settings and result; the recipe and its files are as they were built, whatever the test before changed."""
+    root, result = tiny_build
+    shutil.copytree(root / "as_built", root / "recipes", dirs_exist_ok=True)
+    enter(root, monkeypatch)
+    return read_settings(), result
+
+
+def enter(root: Path, patch: pytest.MonkeyPatch) -> None:
+    for name in ("ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
+        patch.delenv(name, raising=False)
+    patch.setenv("ENGINEWORKS_ARTIFACTS", str(root / "artifacts"))
+    patch.chdir(root)
 
 
 def plan(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> Plan:
@@ -59,8 +85,8 @@ def edit(old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_a_recipe_becomes_engines_with_verdicts_on_record(settings: Settings) -> None:
-    result = build(settings)
+def test_a_recipe_becomes_engines_with_verdicts_on_record(built: tuple[Settings, BuildResult]) -> None:
+    settings, result = built
     assert {e.id: e.verdict for e in result.engines} == {"tiny/fp32/cpu": "pass", "tiny/int8/cpu": "pass"}
     assert (result.steps.run, result.steps.reused, result.steps.failed) == (STEPS, 0, 0)
     assert result.report is not None
@@ -69,13 +95,14 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(settings: Settings) ->
         assert engine.path is not None
         assert engine.path.is_file()
         assert engine.accuracy is not None
-        assert engine.accuracy["metric"]["kind"] == "labels"
+        assert engine.accuracy.metric is not None
+        assert engine.accuracy.metric.kind == "labels"
         assert engine.latency is not None
         assert engine.latency["shapes"]["one"]["latency_ms_p50"] > 0
     tracking = open_tracking(settings.artifacts, None)
     (parent,) = tracking.find_runs(kind="build")
-    children = tracking.find_runs(kind="engine", parent_run_id=parent.run_id)
     assert parent.run_id == result.run
+    children = tracking.find_runs(kind="engine", parent_run_id=parent.run_id)
     assert {c.name for c in children} == {"tiny/fp32/cpu", "tiny/int8/cpu"}
     assert all(c.tags["engineworks.verdict"] == "pass" for c in children)
     assert all("cosine/logits" in c.metrics for c in children)
@@ -83,10 +110,10 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(settings: Settings) ->
     assert {s for e in result.engines for s in e.keys.values()} <= used
 
 
-def test_mlflow_and_prefect_show_the_verdicts_and_lead_to_the_report(settings: Settings) -> None:
+def test_mlflow_and_prefect_show_the_verdicts_and_lead_to_the_report(built: tuple[Settings, BuildResult]) -> None:
     from prefect.artifacts import Artifact
 
-    result = build(settings)
+    settings, result = built
     assert result.report is not None
     tracking = open_tracking(settings.artifacts, None)
     page = tracking.read_text(result.run, "report.html")
@@ -112,8 +139,8 @@ def test_mlflow_and_prefect_show_the_verdicts_and_lead_to_the_report(settings: S
     assert [s["state"] for s in steps] == ["run"] * STEPS
 
 
-def test_a_second_build_runs_no_step_and_tells_the_same(settings: Settings) -> None:
-    first = build(settings)
+def test_a_second_build_runs_no_step_and_tells_the_same(built: tuple[Settings, BuildResult]) -> None:
+    settings, first = built
     (second,) = build_plans([plan(settings)], settings)
     assert (second.steps.run, second.steps.failed) == (0, 0)
     assert second.run == first.run
@@ -122,8 +149,8 @@ def test_a_second_build_runs_no_step_and_tells_the_same(settings: Settings) -> N
     assert third.steps.run == 0
 
 
-def test_a_changed_limit_runs_no_step_but_is_judged_anew(settings: Settings) -> None:
-    build(settings)
+def test_a_changed_limit_runs_no_step_but_is_judged_anew(built: tuple[Settings, BuildResult]) -> None:
+    settings, _ = built
     edit("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}")
     result = build(settings)
     assert result.steps.run == 0
@@ -131,8 +158,8 @@ def test_a_changed_limit_runs_no_step_but_is_judged_anew(settings: Settings) -> 
     assert result.exit_code() == 1
 
 
-def test_a_damaged_engine_is_built_again(settings: Settings) -> None:
-    first = build(settings)
+def test_a_damaged_engine_is_built_again(built: tuple[Settings, BuildResult]) -> None:
+    settings, first = built
     path = first.engines[0].path
     assert path is not None
     path.chmod(0o644)
@@ -462,8 +489,8 @@ def test_calibration_data_that_tells_nothing_is_bad_input_and_leaves_nothing(
     assert [s.state for s in calibrations] == ["to do"]
 
 
-def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None:
-    build(settings)
+def test_new_evaluation_data_calibrates_nothing_anew(built: tuple[Settings, BuildResult]) -> None:
+    settings, _ = built
     with np.load("recipes/test.npz") as test:
         np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
     states = {s.kind: s.state for s in plan(settings).steps.values()}

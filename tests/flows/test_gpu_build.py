@@ -116,7 +116,8 @@ def test_engines_are_built_compared_as_served_measured_and_on_record(settings: S
     tracking = open_tracking(settings.artifacts, None)
     for engine in result.engines:
         assert engine.accuracy is not None
-        assert engine.accuracy["served"]["failures"] == []
+        assert engine.accuracy.served is not None
+        assert engine.accuracy.served.failures == ()
         figures: dict[str, Any] = engine.latency["shapes"]["one"] if engine.latency else {}
         assert figures["latency_ms_p50"] > 0
         if not ON_CPU:

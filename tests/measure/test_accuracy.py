@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.measure.accuracy import OutputComparison, cosine, worst_cosine
+from engineworks.measure.accuracy import OutputComparison, cosine
+from engineworks.measure.accuracy_report import Accuracy
 
 
 def compare(engine: np.ndarray, reference: np.ndarray, parts: int = 1, axis: int | None = 0) -> OutputComparison:
@@ -86,9 +88,10 @@ def test_other_shapes_are_refused() -> None:
 def test_a_cosine_that_is_no_number_is_never_one() -> None:
     assert math.isnan(cosine(math.nan, 1.0, 1.0))
     assert math.isnan(cosine(math.inf, math.inf, 1.0))
-    assert worst_cosine({"a": {"cosine": 1.0}, "b": {"cosine": None}}) is None
-    assert worst_cosine({"a": {"cosine": 1.0}, "b": {"cosine": 0.5}}) == 0.5
-    assert worst_cosine({}) is None
+    known = OutputComparison(0).result()
+    outputs = {"a": known, "b": replace(known, cosine=0.5)}
+    assert Accuracy(outputs, None, 0, ()).worst_cosine == 0.5
+    assert Accuracy({**outputs, "c": replace(known, cosine=None)}, None, 0, ()).worst_cosine is None
 
 
 def test_empty_outputs_are_equal() -> None:

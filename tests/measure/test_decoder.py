@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
+from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Refusal
 from engineworks.measure.decoder.situations import LARGEST, difference, is_right, tolerance, worst_of, worst_position
 from engineworks.measure.decoder.texts import (
     compare_texts,
@@ -57,26 +59,27 @@ def test_equal_logits_agree_in_all():
 def test_too_little_text_has_no_interval():
     found = compare_texts(texts_of(0.0, 1, 9), texts_of(0.3, 1, 9))
     assert found.interval is None
-    assert perplexity_verdict(found.to_json(), 0.9) == "inconclusive"
+    assert perplexity_verdict(found.ratio, found.interval, 0.9) == "inconclusive"
 
 
 @pytest.mark.parametrize(
     ("interval", "word"), [((0.96, 0.98), "pass"), ((0.9, 0.94), "fail"), ((0.94, 0.97), "inconclusive")]
 )
 def test_the_interval_decides_the_ratio(interval, word):
-    assert perplexity_verdict({"ratio": sum(interval) / 2, "interval": interval}, 0.95) == word
+    assert perplexity_verdict(sum(interval) / 2, interval, 0.95) == word
 
 
 def test_logits_that_are_not_finite_fail_the_ratio():
     bad = [token_figures(np.full((9, 4), np.nan, np.float32), np.zeros(9, np.int64))]
     good = [token_figures(np.zeros((9, 4), np.float32), np.zeros(9, np.int64))]
-    assert perplexity_verdict(compare_texts(bad, good).to_json(), 0.5) == "fail"
+    metric = compare_texts(bad, good).metric()
+    assert perplexity_verdict(metric.ratio, metric.interval, 0.5) == "fail"
 
 
 def test_where_continuations_part():
     assert parting([1, 2, 3], [1, 2, 3]) is None
     assert parting([1, 2, 3], [1, 4, 3]) == 1
-    prompts = [{"reference": [1, 2, 3, 4], "parted": 1}, {"reference": [5, 6], "parted": None}]
+    prompts = [continuation(reference=(1, 2, 3, 4), parted=1), continuation(reference=(5, 6))]
     assert greedy_agreement(prompts) == 0.5
 
 
@@ -90,10 +93,10 @@ def test_a_situation_with_another_streams_keys_is_found():
     plain = np.random.default_rng(0).normal(size=(6, 32))
     leaked = plain.copy()
     leaked[4] += 0.05 * np.random.default_rng(1).normal(size=32)
-    worst = worst_position(leaked, plain, first=10)
-    assert worst["position"] == 14
+    worst = worst_position(leaked, plain, 0, first=10)
+    assert worst.position == 14
     assert not is_right(worst, "fp32")
-    assert is_right(worst_position(plain + 1e-6, plain), "fp32")
+    assert is_right(worst_position(plain + 1e-6, plain, 0), "fp32")
 
 
 def test_what_is_not_finite_is_the_worst():
@@ -101,13 +104,13 @@ def test_what_is_not_finite_is_the_worst():
     broken = plain.copy()
     broken[1, 2] = np.inf
     assert np.isinf(difference(broken, plain)[1])
-    worst = worst_of([worst_position(plain, plain), worst_position(broken, plain)])
-    assert worst["difference"] is None
+    worst = worst_of([worst_position(plain, plain, 0), worst_position(broken, plain, 0)])
+    assert worst.difference is None
     assert not is_right(worst, "fp16")
 
 
 def test_the_tolerance_follows_the_models_own_sensitivity():
-    seen_on_an_h200 = {"difference": 0.0375, "position": 47, "stream": 0}
+    seen_on_an_h200 = Difference(0.0375, 47, 0)
     assert not is_right(seen_on_an_h200, "fp16")
     assert is_right(seen_on_an_h200, "fp16", 0.032)
     assert tolerance("fp16", None) == tolerance("fp16", 1e-4) == 2e-2
@@ -115,17 +118,21 @@ def test_the_tolerance_follows_the_models_own_sensitivity():
 
 
 def test_a_refusal_counts_for_every_session():
-    assert worst_of([{"refused": True}, {"refused": False}]) == {"refused": False}
+    assert worst_of([Refusal(True), Refusal(False)]) == Refusal(False)
+
+
+def continuation(**changes):
+    known = Continuation("", "", "", engine=(1, 2), reference=(1, 2), parted=None, gap=None, same_text=None, why="")
+    return replace(known, **changes)
 
 
 def report_of(**changes):
-    situations = {"beside": {"difference": 1e-6, "position": 3, "stream": 0}, "beyond": {"refused": True}}
-    prompt = {"reference": [1, 2], "parted": None, "why": "", "gap": None}
-    return {"computes": "fp32", "situations": situations, "prompts": [prompt], "usual_error": 0.1} | changes
+    situations = {"beside": Difference(1e-6, 3, 0), "beyond": Refusal(True)}
+    return replace(DecoderAccuracy("fp32", situations, (continuation(),), 0.1, None), **changes)
 
 
 def verdicts(report, **limits):
-    return {f.name: f.verdict for f in decoder_findings(report, {"agreement": 0.9}, limits)}
+    return {f.name: f.verdict for f in decoder_findings(report, 0.9, limits)}
 
 
 def test_a_right_decoder_passes():
@@ -139,10 +146,10 @@ def test_a_right_decoder_passes():
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"situations": {"reused": {"difference": 0.2, "position": 3, "stream": 0}}}, "decoder[reused]"),
-        ({"situations": {"end": {"difference": None, "position": 3, "stream": 0}}}, "decoder[end]"),
-        ({"situations": {"beyond": {"refused": False}}}, "decoder[beyond]"),
-        ({"prompts": [{"reference": [1, 2], "parted": 0, "why": "error", "gap": 4.0}]}, "greedy_parting"),
+        ({"situations": {"reused": Difference(0.2, 3, 0)}}, "decoder[reused]"),
+        ({"situations": {"end": Difference(None, 3, 0)}}, "decoder[end]"),
+        ({"situations": {"beyond": Refusal(False)}}, "decoder[beyond]"),
+        ({"prompts": (continuation(parted=0, why="error", gap=4.0),)}, "greedy_parting"),
     ],
 )
 def test_a_fault_fails_its_check(changes, check):
@@ -150,6 +157,6 @@ def test_a_fault_fails_its_check(changes, check):
 
 
 def test_agreement_below_its_limit_fails():
-    parted = [{"reference": [1, 2], "parted": 1, "why": "near tie", "gap": 0.1}]
+    parted = (continuation(parted=1, why="near tie", gap=0.1),)
     found = verdicts(report_of(prompts=parted), greedy_agreement=0.9, token_agreement=0.95)
     assert (found["greedy_agreement"], found["token_agreement"], found["greedy_parting"]) == ("fail", "fail", "pass")

@@ -11,11 +11,11 @@ from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Verdict, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.regression import confidence_of
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
+from tests.typed_reports import accuracy, latency, metric, shape_json
 
-METRIC = {"name": "top1", "kind": "labels", "samples": 597, "engine": 0.98, "reference": 0.99, "ratio": 0.99}
 COMPARE = {"digests": {"evaluation": "e"}, "params": {"samples": {"count": 5}, "labels": "y", "metric": "top1"}}
-CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", {"metric": METRIC}, COMPARE)
+CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", accuracy(metric(0.98)), COMPARE)
 LATENCY = Regression(latency=0.05)
 ACCURACY = Regression(accuracy=0.005)
 
@@ -87,23 +87,18 @@ def test_without_a_report_it_is_unmeasured() -> None:
 def test_history_stands_in_and_is_named() -> None:
     history = [["abc", ms] for ms in (1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0)]
     report = {"method": "history", "why": "it is gone.", "digest": "new", "history": {"one": [*history, ["new", 9.0]]}}
-    latency = {"shapes": {"one": {"latency_ms_p50": 1.0}}}
-    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "pass"
     assert "7 measurements in MLflow" in check.message
     assert "does not run here (it is gone), so this is against what was measured before" in check.message
-    noisy = {"shapes": {"one": {"latency_ms_p50": 1.0, "complaints": ["the clocks were lowered"]}}}
+    noisy = latency({"one": shape_json(complaints=["the clocks were lowered"])})
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=noisy)
     assert check.verdict == "inconclusive"
     assert check.message.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
     report["history"] = {"one": history[:2]}
-    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "inconclusive"
     assert check.message.endswith("or release once without performance.regression.")
-
-
-def accuracy(engine: float | None, **changes: Any) -> dict[str, Any]:
-    return {"metric": METRIC | {"engine": engine} | changes}
 
 
 @pytest.mark.parametrize(
@@ -114,19 +109,22 @@ def accuracy(engine: float | None, **changes: Any) -> dict[str, Any]:
         (0.97, "fail", "1.02% worse"),
         (0.99, "pass", "1.02% better"),
         (None, "fail", "No metric to compare"),
-        (float("nan"), "fail", "No metric to compare"),
     ],
 )
 def test_accuracy_is_held_against_the_champions_own(value: float | None, word: str, part: str) -> None:
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(value), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(value)), compare=COMPARE)
     assert check.verdict == word
     assert part in check.message
 
 
 def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.97, lower_is_better=True), compare=COMPARE)
+    (check,) = regression_checks(
+        ACCURACY, CHAMPION, accuracy=accuracy(metric(0.97, lower_is_better=True)), compare=COMPARE
+    )
     assert check.verdict == "pass"
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.99, lower_is_better=True), compare=COMPARE)
+    (check,) = regression_checks(
+        ACCURACY, CHAMPION, accuracy=accuracy(metric(0.99, lower_is_better=True)), compare=COMPARE
+    )
     assert check.verdict == "fail"
 
 
@@ -141,14 +139,14 @@ def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
 )
 def test_other_data_can_not_be_compared(then: Any, word: str) -> None:
     champion = replace(CHAMPION, compare=then)
-    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(0.98), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(metric(0.98)), compare=COMPARE)
     assert check.verdict == "inconclusive"
     assert f"{word} changed since" in check.message
 
 
 def test_a_champion_without_a_record_can_not_be_compared() -> None:
     champion = replace(CHAMPION, accuracy=None)
-    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(0.98), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(metric(0.98)), compare=COMPARE)
     assert check.verdict == "inconclusive"
 
 
@@ -159,6 +157,5 @@ def test_an_unknown_champion_is_no_pass() -> None:
 
 
 def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
-    report = {"metric": METRIC | {"engine": 0.98 * 0.995}}
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=report, compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(0.98 * 0.995)), compare=COMPARE)
     assert (check.verdict, "0.5% worse, limit 0.5% worse" in check.message) == ("pass", True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engineworks.measure.gates.shadow import shadow_checks, shadow_limits
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
 
 ANSWERS = {"requests": 9, "refused": 0, "equal": 3, "torn": 0, "first_torn": "", "outputs": {"y": {"cosine": 0.999}}}
 SHAPE = {"verdict": "pass", "ratio": 1.01, "interval": [1.0, 1.02], "rounds": 11, "why": ""}

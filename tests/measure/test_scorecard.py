@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engineworks.measure.regression import Comparison
 from engineworks.measure.scorecard import compare_builds
+from engineworks.measure.statistics import Interval
 
 
 def engine(name: str = "tiny/int8/cpu", verdict: str = "pass", **changed: Any) -> dict[str, Any]:
@@ -62,3 +64,24 @@ def test_refused_engines_and_the_worst_come_first() -> None:
     first, second = compare_builds(before, after)
     assert (first.engine, first.rehearsed, first.words) == ("a/fp8/cpu", "refused", ("pass → refused: fp8 needs 8.9.",))
     assert second.tone == "same"
+
+
+def turns(ratio: float, low: float, high: float, why: str = "") -> dict[str, Any]:
+    verdict: Any = "inconclusive" if why else "pass"
+    return {"tiny/int8/cpu": {"one": Comparison(verdict, ratio, Interval(low, high), 15, why)}}
+
+
+def test_versions_in_turns_decide_instead_of_two_measurements() -> None:
+    def said(p50: float, found: Any) -> tuple[str, ...]:
+        (change,) = compare_builds(build(engine()), build(engine(p50=p50)), found)
+        return (change.tone, *change.words)
+
+    assert said(1.3, turns(1.0, 0.98, 1.02)) == ("same",)
+    assert said(1.0, turns(1.2, 1.1, 1.3)) == ("worse", "slower at one: 1 → 1 ms, × 1.20 (1.10 to 1.30)")
+    straddles = turns(1.04, 1.0, 1.08, "the interval straddles the limit")
+    assert said(1.0, straddles)[1].startswith("undecided at one")
+    assert said(1.0, straddles)[0] == "changed"
+    disturbed = turns(1.2, 1.1, 1.3, "9 of 12 rounds were disturbed (other processes)")
+    assert said(1.0, disturbed)[0] == "changed"
+    nothing = {"tiny/int8/cpu": {"one": Comparison("inconclusive", None, None, 0, "0 rounds")}}
+    assert said(1.3, nothing)[0] == "changed"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engineworks.measure.served import odd_multiple, odd_size, row_errors, row_picks, visit_from_json, visit_sequence
 from engineworks.measure.served_checks import rounding_tolerance, served_findings, tolerance
+from engineworks.measure.served_report import Served, ServedAgainst
 
 TEXT = {"batch": (1, 4, 8), "length": (2, 16, 64)}
 TRIPLE = st.lists(st.integers(0, 300), min_size=3, max_size=3).map(sorted)
@@ -149,7 +150,8 @@ def test_the_tolerance_follows_from_the_cosine_limit(
 
 
 def test_nothing_was_tried_says_nothing() -> None:
-    assert list(served_findings({"precision": "fp32", "sequence": [], "rows": {}, "reference": {}}, None)) == []
+    nothing = Served("fp32", (), (), {}, ServedAgainst("fp32", "", "rows", {}), (), (), (), 0, 0)
+    assert list(served_findings(nothing, None)) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from engineworks.errors import ModelError
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.slices import Slice, samples_needed, slice_figures
 from engineworks.recipe.recipe import Limits
+from tests.typed_reports import accuracy, metric
 
 
 def shares(engine: NDArray[Any], reference: NDArray[Any], names: NDArray[Any], *, lower: bool = False) -> list[Slice]:
@@ -22,9 +24,8 @@ def shares(engine: NDArray[Any], reference: NDArray[Any], names: NDArray[Any], *
 
 
 def verdict(slices: list[Slice], limit: float | None) -> tuple[str, dict[str, str]]:
-    metric = {"name": "top1", "slices": [part.to_json() for part in slices]}
-    judged = judge({"outputs": {}, "metric": metric}, None, Limits(worst_slice_ratio=limit), {})
-    return judged.verdict, {check.name: check.message for check in judged.checks}
+    judged = judge(accuracy(replace(metric(), slices=tuple(slices))), None, Limits(worst_slice_ratio=limit), {})
+    return judged.verdict, {check.name: check.message for check in judged.checks if "slice" in check.name}
 
 
 RIGHT = np.ones(1000)

@@ -9,6 +9,7 @@ import pytest
 
 from engineworks.measure.slices import Slice, slice_figures
 from engineworks.measure.suggested_limits import Evidence, suggest_limits
+from tests.typed_reports import metric
 
 
 def whole(right: float, samples: int = 400) -> Slice:
@@ -22,8 +23,7 @@ def whole(right: float, samples: int = 400) -> Slice:
 
 
 def evidence(worst: float | None, part: Slice | None = None, **nights: list[float]) -> Evidence:
-    metric = {"name": "top1", "lower_is_better": False} if part else None
-    return Evidence("tiny/int8/cpu", worst, part, metric, nights)
+    return Evidence("tiny/int8/cpu", worst, part, metric() if part else None, nights)
 
 
 def test_the_limits_allow_chance_and_say_why() -> None:

@@ -16,13 +16,15 @@ from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.champion_lookup import ChampionError, engine_of, find_champions, history_of
-from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.plan.steps import Step
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings, read_settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking
+from tests.typed_reports import accuracy
 
 ENGINE = "tiny/int8/cpu"
 REGRESSION = "  regression: {latency: 5%, accuracy: 0.5%}\n"
@@ -61,7 +63,10 @@ def release(settings: Settings, folder: Path, model: str, build_key: str = "0" *
     digest = put_engine(folder, model.encode())  # one that no other run holds
     tracking = open_tracking(settings.artifacts)
     with tracking.start_build(model, "k", {}, {}) as run:
-        texts = {"accuracy.json": json.dumps({"metric": None}), "fingerprints/compare.json": json.dumps({"params": {}})}
+        texts = {
+            "accuracy.json": json.dumps(accuracy().to_json()),
+            "fingerprints/compare.json": json.dumps({"params": {}}),
+        }
         texts["fingerprints/build.json"] = json.dumps({"key": build_key})
         files = {f"engine/{f.name}": f for f in folder.iterdir()}
         record = EngineRecord(f"{model}/int8/cpu", tags=tags, texts=texts, files=files, engine_digest=digest)
@@ -95,7 +100,7 @@ def test_the_champion_is_found_by_its_alias_with_its_figures(
     assert set(found.by_engine) == {"found/int8/cpu"}
     champion = found.by_engine["found/int8/cpu"]
     assert (champion.run, champion.digest, champion.version) == (run, digest, "1")
-    assert (champion.accuracy, champion.compare) == ({"metric": None}, {"params": {}})
+    assert (champion.accuracy, champion.compare) == (accuracy(), {"params": {}})
 
 
 def test_a_champion_that_is_missing_is_not_no_champion(repository: Path, settings: Settings, tmp_path: Path) -> None:

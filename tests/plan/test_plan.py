@@ -14,7 +14,8 @@ from conftest import free_height, tiny_model
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.triton import NO_SERVER
-from engineworks.plan.plan import Plan, changes, plan_recipe, verify_stored
+from engineworks.plan.differences import changes
+from engineworks.plan.plan import Plan, plan_recipe, verify_stored
 from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
 from engineworks.recipe.load import load_recipe

@@ -23,6 +23,7 @@ from engineworks.engines.signing import Trust, read_signer
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.package.package import PackagedEngine, verify_package, write_package
 from engineworks.package.triton_engines import open_packaged
+from engineworks.recipe.recipe import DynamicBatching, Triton
 
 
 def packaged(built: Any, name: str = "tiny/int8/cpu") -> PackagedEngine:
@@ -56,6 +57,28 @@ def test_a_cpu_engine_is_an_onnx_model_with_the_recipes_settings(built: Any, tmp
     assert config.name == model.name
     assert (config.max_batch_size, config.instance_group[0].count) == (16, 2)
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
+
+
+def test_a_measured_setting_of_the_batcher_comes_from_the_engines_passport(built: Any) -> None:
+    engine = packaged(built)
+    triton = Triton(dynamic_batching=DynamicBatching(measured=True), warmup=2)
+
+    def tuned(reports: Any) -> Triton:
+        passport = Passport({**engine.passport.body, "reports": reports}, engine.passport.source)
+        return PackagedEngine(engine.folder, passport).tuned(triton)
+
+    def served(**point: Any) -> Any:
+        return {"serving.json": {"batching": {"recommended": {"delay_us": 500, "instances": 2, **point}}}}
+
+    given = Triton(dynamic_batching=DynamicBatching(preferred=(4,)))
+    assert engine.tuned(given) is given
+    assert tuned({}) == triton  # not served here: no batching
+    batching = DynamicBatching(preferred=(8, 16), max_delay_us=500)
+    assert tuned(served(preferred=[8, 16])) == Triton(dynamic_batching=batching, instances=2, warmup=2)
+    assert tuned(served(preferred=None)) == Triton(instances=2, warmup=2)
+    for altered in ({"serving.json": {}}, served(), served(preferred=[0]), served(preferred=None, instances="x")):
+        with pytest.raises(TrustError, match="names no setting of the dynamic batcher"):
+            tuned(altered)
 
 
 def test_warm_up_samples_are_rows_of_the_evaluation_data(built: Any, tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ CASES = {
         "release: {triton: {dynamic_batching: {preferred: [8, 32]}}}",
         ":24:54: preferred batch 32 is larger than every profile allows; at most 16",
     ),
+    "measured batching without a load": (
+        "release: {triton: {dynamic_batching: {measured: true}}}",
+        ":24:20: measured dynamic batching needs a load, whose p99_ms is the limit; add e.g. performance.serving.load",
+    ),
     "no instances": ("release: {triton: {instances: 0}}", "it should be at least 1"),
     "waiver without owner": (WAIVER.replace("owner: a@b.c, ", ""), ":24:11: 'waivers.owner' is missing"),
     "waiver without reason": (WAIVER.replace("old camera", "'  '"), "waivers.reason: '  ' is not allowed"),

@@ -11,10 +11,11 @@ from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.measure.gates.gates import Check
 from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
+from tests.typed_reports import accuracy
 
 COMPARISON = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
 ENGINE = EngineResult(
-    "r/int8/cpu", "pass", (Check("cosine[y]", "pass", "Good."),), accuracy={"outputs": {}, "served": {"sequence": [1]}},
+    "r/int8/cpu", "pass", (Check("cosine[y]", "pass", "Good."),), accuracy=accuracy(),
     champion_comparison=COMPARISON,
 )  # fmt: skip
 
@@ -25,7 +26,7 @@ def test_every_report_is_in_the_page_with_its_samples() -> None:
     found = {name: json.loads(gzip.decompress(base64.b64decode(data))) for name, data in links.items()}
     assert found == {
         "r-int8-cpu-checks.json.gz": [c.to_json() for c in ENGINE.checks],
-        "r-int8-cpu-accuracy.json.gz": ENGINE.accuracy,
+        "r-int8-cpu-accuracy.json.gz": accuracy().to_json(),
         "r-int8-cpu-champion_comparison.json.gz": COMPARISON,
     }
 

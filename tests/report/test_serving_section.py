@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
-from engineworks.report.blocks import Table
-from engineworks.report.serving import serving_section
+from engineworks.report.blocks import Plot, Table
+from engineworks.report.serving import WATCHED, serving_section
 
-ANSWERS = {"requests": 27, "equal": 26, "worst": {}, "errors": []}
+ANSWERS: dict[str, Any] = {"requests": 27, "equal": 26, "worst": {}, "errors": []}
+
+
+BARE = {"backend": "python", "ready_s": 1.0, "answers": {"grpc": ANSWERS}}
 
 
 def result(serving: Any) -> BuildResult:
@@ -18,13 +21,13 @@ def result(serving: Any) -> BuildResult:
 
 
 def test_there_is_none_where_nothing_was_served() -> None:
-    assert serving_section(result(None)) is None
+    assert serving_section(result(None), plots=True) is None
 
 
 def test_it_shows_answers_rates_and_batches() -> None:
     load = {"completed_per_s": 99.6, "latency_ms_p50": 2.0, "latency_ms_p99": 9.25, "errors": 0, "batches": {"8": 40}}
     report = {"backend": "python", "ready_s": 1.234, "answers": {"http": ANSWERS, "grpc": ANSWERS}, "load": load}
-    section = serving_section(result(report))
+    section = serving_section(result(report), plots=False)
     assert section is not None
     first, second = (block for block in section.blocks if isinstance(block, Table))
     assert [cell.text for cell in first.rows[0]] == [
@@ -42,7 +45,27 @@ def test_it_shows_answers_rates_and_batches() -> None:
 
 
 def test_a_package_without_a_load_has_no_rates() -> None:
-    section = serving_section(result({"backend": "python", "ready_s": 1.0, "answers": {"grpc": ANSWERS}, "load": None}))
+    section = serving_section(result({**BARE, "load": None}), plots=True)
     assert section is not None
     (only,) = (block for block in section.blocks if isinstance(block, Table))
     assert only.headings == ("engine", "Triton's backend", "ready s", "answers", "equal")
+
+
+def test_it_shows_tritons_metrics_and_what_a_sweep_found() -> None:
+    watched = dict.fromkeys(WATCHED, None) | {"requests": 1200.0, "queue_ms": 0.5}
+    points = [
+        {"preferred": None, "delay_us": 0, "instances": 1, "rate": 20.0},
+        {"preferred": [8, 16], "delay_us": 500, "instances": 2, "rate": 90.0},
+    ]
+    batching = {"points": points, "recommended": points[1], "gain": 4.5}
+    section = serving_section(result({**BARE, "load": {"watched": watched}, "batching": batching}), plots=True)
+    assert section is not None
+    plot = next(block for block in section.blocks if isinstance(block, Plot))
+    assert "4.50 times the rate without batching" in plot.caption
+    assert "500 µs, [8, 16], 2 instances" in plot.svg
+    _, metrics, sweep = (block for block in section.blocks if isinstance(block, Table))
+    assert (metrics.headings, [cell.text for cell in metrics.rows[0]]) == (
+        ("engine", "requests", "queue ms"), ["r/fp32/cpu", "1,200", "0.50"]
+    )  # fmt: skip
+    assert sweep.marked == 1
+    assert [cell.text for cell in sweep.rows[0]] == ["no batching, 1 instance", "20"]

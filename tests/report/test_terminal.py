@@ -18,8 +18,15 @@ from engineworks.report.results_text import print_results
 from engineworks.report.rows import grouped_reasons
 from engineworks.report.terminal import fitting
 from engineworks.settings import read_settings
+from tests.typed_reports import accuracy, latency, metric, shape_json
 
-SHAPE = {"latency_ms_p50": 0.123, "latency_ms_p99": 0.456, "throughput_per_s": 92_362.0, "runs": 100, "notes": []}
+SHAPE = shape_json() | {
+    "latency_ms_p50": 0.123,
+    "latency_ms_p99": 0.456,
+    "throughput_per_s": 92_362.0,
+    "runs": 100,
+    "notes": [],
+}
 PASSED = Check("cosine[logits]", "pass", "logits: cosine is 0.99999, limit 0.99.")
 WORSE = Check("cosine[logits]", "fail", "logits: cosine is 0.91, limit 0.99.")
 SLOWER = Check("one.p50_ms", "fail", "one: median latency is 2 ms, budget at most 1 ms.")
@@ -30,8 +37,8 @@ def measured(precision: str, *checks: Check) -> EngineResult:
     bad = any(check.verdict == "fail" for check in checks)
     return EngineResult(
         f"classifier/{precision}/cpu", "fail" if bad else "pass", checks or (PASSED,), sidecar={"bytes": 2**20},
-        accuracy={"outputs": {"logits": {"cosine": 0.99999}}, "metric": {"engine": 0.9933}},
-        latency={"shapes": {"one": SHAPE}},
+        accuracy=accuracy(metric(0.9933)),
+        latency=latency({"one": SHAPE}),
     )  # fmt: skip
 
 

@@ -18,13 +18,15 @@ Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class FakeServer(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """models: by name. backends: names that it has. loaded: names of models, in the order of their loads."""
+    """models: by name. backends: names that it has. loaded: names of models, in the order of their loads. extensions:
+    of KServe's protocol. broken: by model, why it cannot be loaded."""
 
     def __init__(self, models: Mapping[str, Model], backends: tuple[str, ...] = ("python",)) -> None:
         self.models, self.backends, self.loaded = dict(models), backends, list[str]()
+        self.extensions, self.broken = ["model_repository", "statistics"], dict[str, str]()
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return messages.ServerMetadataResponse(name="fake", version="2.0", extensions=["statistics"])
+        return messages.ServerMetadataResponse(name="fake", version="2.0", extensions=self.extensions)
 
     def ModelReady(self, request: Any, context: Any) -> Any:
         return messages.ModelReadyResponse(ready=request.name in self.loaded)
@@ -37,6 +39,8 @@ class FakeServer(services.GRPCInferenceServiceServicer):  # type: ignore[misc]
             context.abort(grpc.StatusCode.INTERNAL, "failed to load 'probe', Internal: ImportError: no model")
         if request.model_name not in self.models:
             context.abort(grpc.StatusCode.INTERNAL, f"failed to load '{request.model_name}', no version is available")
+        if why := self.broken.get(request.model_name):
+            context.abort(grpc.StatusCode.INTERNAL, why)
         self.loaded.append(request.model_name)
         return messages.RepositoryModelLoadResponse()
 

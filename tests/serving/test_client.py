@@ -42,6 +42,39 @@ def test_a_running_server_is_asked_for_its_backends() -> None:
     assert available_backends(None) == CONTAINER
 
 
+def test_a_server_that_loads_no_models_is_named_with_its_version() -> None:
+    fake = FakeServer({})
+    fake.extensions = ["statistics"]
+    message = r"the server at 127.0.0.1:\d+ \(fake 2.0\) loads no models: "
+    with serve(fake) as address, pytest.raises(RunError, match=message) as error:
+        available_backends(RunningServer("", address))
+    assert "it lacks KServe's extension 'model_repository'; start Triton 24.10 or later" in str(error.value)
+
+
+def test_a_model_that_never_becomes_ready_gives_the_logs_reason() -> None:
+    fake = FakeServer({"net": double})
+    fake.broken["net"] = (
+        "load failed for model 'net': version 1 is at UNAVAILABLE state: Internal: TrustError: 1/model.onnx: was altered;\n"
+    )
+    with serve(fake) as address, Client(address, "grpc") as client:
+        with pytest.raises(RunError) as error:
+            client.load("net")
+        assert error.value.message == "'net' does not become ready: 1/model.onnx: was altered"
+        fake.broken.clear()
+        client.load("net")
+
+
+def test_a_server_that_ends_in_the_middle_is_one_sentence() -> None:
+    server = serve(FakeServer({"net": double}))
+    with Client(server.__enter__(), "grpc") as client:
+        client.load("net")
+        server.__exit__(None, None, None)
+        for action in (lambda: client.infer("net", {"x": np.ones((2, 3), np.float32)}), lambda: client.load("net")):
+            with pytest.raises(RunError, match=r"^'net' (refused a request by grpc|does not become ready): ") as error:
+                action()
+            assert "\n" not in str(error.value)
+
+
 def test_a_server_that_is_not_there_is_an_error_in_one_sentence() -> None:
     with pytest.raises(RunError, match="the server does not say who it is: ") as error:
         available_backends(RunningServer("", "127.0.0.1:1"))

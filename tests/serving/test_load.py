@@ -58,6 +58,10 @@ def test_a_load_that_lost_requests_or_fell_behind_does_not_hold() -> None:
 def test_a_sweep_tries_no_batching_and_a_setting_changes_only_what_it_names() -> None:
     tried = settings(64, delays_us=(0, 1000), instances=(1,))
     assert [b.preferred for b in tried] == [None, (), (32, 64), (), (32, 64)]
+    assert [str(b) for b in tried[:4]] == [
+        "no batching, 1 instance", "0 µs, 1 instance", "0 µs, [32, 64], 1 instance", "1000 µs, 1 instance",
+    ]  # fmt: skip
+    assert [Batching.from_json(b.to_json()) for b in tried] == tried
     config = {"name": "net", "dynamic_batching": {"x": 1}, "instance_group": [{"kind": "KIND_CPU", "count": 1}]}
     assert Batching().applied(config) == {"name": "net", "instance_group": [{"kind": "KIND_CPU", "count": 1}]}
     applied = Batching(500, (8,), 2).applied(config)

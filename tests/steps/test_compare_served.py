@@ -23,11 +23,12 @@ from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
 from engineworks.measure import served as served_limits
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, judge
 from engineworks.measure.served_checks import synthetic_warnings
+from engineworks.measure.served_report import LoweredFacts, Served
 from engineworks.recipe.recipe import Limits
 from engineworks.steps import compare, lowered_reference, reference
-from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
@@ -143,7 +144,7 @@ class Bench:
         inputs = {"build": build, "reference": self.folder, "lowered": own}
         compare.run(StepJob("t/compare", params, inputs, unkeyed, self.folder, lambda _: None))
         self.report = json.loads((self.folder / "accuracy.json").read_text(encoding="utf-8"))
-        return list(judge(self.report, None, limits or Limits(), {}).checks)
+        return list(judge(Accuracy.from_json(self.report), None, limits or Limits(), {}).checks)
 
     def failures(self, spoil: Any = healthy, **options: Any) -> dict[str, str]:
         return {c.name: c.message for c in self.compare(spoil, **options) if c.verdict != "pass"}
@@ -387,12 +388,7 @@ def test_outputs_without_a_batch_are_compared_and_not_row_by_row(bench: Bench) -
 def test_a_fixed_batch_has_rows_at_other_places_only(bench: Bench) -> None:
     options: dict[str, Any] = {"dims": (4, WIDTH), "profiles": {"static": {}}}
     assert bench.failures(**options) == {}
-    assert bench.report["served"]["rows"]["y"] | {"places": 0} == {
-        "tested": True,
-        "alone": False,
-        "samples": 13,
-        "places": 0,
-    }
+    assert bench.report["served"]["rows"]["y"] | {"places": 0} == {"tested": True, "samples": 13, "places": 0}
 
     def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
         y["y"][2] = y["y"][1]
@@ -687,8 +683,8 @@ def test_loss_on_made_rows_is_a_warning_and_fails_by_its_limit(bench: Bench) -> 
     model = coarse(bench.folder / "coarse", dims)
     options: dict[str, Any] = {"dims": dims, "profiles": TEXT, "data": (8, WIDTH), "precision": "int8"}
     assert bench.failures(lowered=model, engine=model, **options) == {}
-    assert list(synthetic_warnings(bench.report["served"], 0.98)) == []  # within what a row may lose
-    (line,) = synthetic_warnings(bench.report["served"], 0.9999)
+    assert list(synthetic_warnings(Served.from_json(bench.report["served"]), 0.98)) == []  # within what a row may lose
+    (line,) = synthetic_warnings(Served.from_json(bench.report["served"]), 0.9999)
     assert "the lowered model is far from fp32 on made-up rows (error 0.4" in line
     assert "length" in line
     failures = bench.failures(lowered=model, engine=model, limits=Limits(synthetic_cosine=0.99), **options)
@@ -742,7 +738,7 @@ def test_engines_are_compared_with_fp32_where_the_lowered_model_crashed_onnx_run
     said: list[str] = []
     crash = "tiny/int8/lowered-reference: crashed with SIGSEGV"
     lowered_reference.run(StepJob("tiny", {}, {}, {}, tmp_path, said.append, crashes=(crash,)))
-    found = json.loads((tmp_path / LOWERED_FILE).read_text())
-    assert not found["stored"]
-    assert found["why"] == f"ONNX Runtime does not run the lowered model: {crash}"
-    assert said == [f"engines are compared with fp32: {found['why']}"]
+    found = LoweredFacts.read(tmp_path)
+    assert not found.stored
+    assert found.why == f"ONNX Runtime does not run the lowered model: {crash}"
+    assert said == [f"engines are compared with fp32: {found.why}"]

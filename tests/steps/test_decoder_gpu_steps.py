@@ -3,6 +3,7 @@ engines there; tests/engines/test_trt_build.py builds real ones."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import TrustError, UnsupportedError
 from engineworks.fingerprint import FileDigests
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.latency import Sampling
 from engineworks.plan.plan import plan_recipe
@@ -28,6 +30,7 @@ from engineworks.steps.job import main
 from engineworks.steps.step_job import StepJob
 from engineworks.store.store import Store
 
+BENCHMARK = Path("benchmarks/decoder_gpu.py").resolve()
 ENGINE = "tiny-decoder/fp16/rtx40"
 
 
@@ -94,7 +97,7 @@ def test_the_artifact_holds_an_engine_for_every_situation(made):
 
 
 def test_it_passes_the_gates_that_cpu_engines_pass(made):
-    report = report_of(made["compare"], "accuracy.json")
+    report = Accuracy.read(made["compare"])
     verdict = judge(report, None, Limits(metric_ratio=0.99, cosine=0.999), {})
     assert verdict.verdict == "pass", list(verdict.checks)
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 10  # with the graph
@@ -110,6 +113,18 @@ def test_it_is_measured_at_the_recipes_shapes(made):
     for shape in shapes.values():
         assert shape["first_token_ms"] > 0
         assert shape["streams_that_fit"] > 100
+
+
+def test_the_benchmark_for_gpus_reads_what_the_steps_wrote(made, monkeypatch):
+    spec = importlib.util.spec_from_file_location("decoder_gpu", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "artifact", lambda engine, step: made[step])
+    figures, steps = benchmark.recorded_figures(ENGINE), benchmark.timed_steps(ENGINE)
+    assert all(situation["right"] for situation in figures["situations"].values())
+    assert set(figures["shapes"]) == {"chat", "busy"}
+    assert set(steps) == {"1 together", "4 together", "4 alone"}
+    assert all(step["step_ms"] > 0 for step in steps.values())
 
 
 def test_it_generates(made):

@@ -12,6 +12,7 @@ from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import RunError
 from engineworks.fingerprint import FileDigests
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
@@ -43,7 +44,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(made):
-    return json.loads((made["tiny-decoder/int4_weights/cpu/compare"] / "accuracy.json").read_text())
+    return Accuracy.read(made["tiny-decoder/int4_weights/cpu/compare"])
 
 
 def test_the_engine_passes_in_every_situation(report):
@@ -55,23 +56,23 @@ def test_the_engine_passes_in_every_situation(report):
 def test_the_tolerance_comes_from_the_lowered_model(made, report):
     lowered = json.loads((made["tiny-decoder/int4_weights/lowered-reference"] / "lowered.json").read_text())
     assert 0 < lowered["moved"] < 1e-3  # fp32 around coarse weights
-    assert lowered["moved"] == report["decoder"]["moved"]
+    assert lowered["moved"] == report.decoder.moved
 
 
 def test_int4_weights_cost_perplexity(report):
-    metric = report["metric"]
-    assert metric["reference"] < metric["engine"]
-    assert metric["interval"][0] < metric["ratio"] < metric["interval"][1] < 1
+    metric = report.metric
+    assert metric.reference < metric.engine
+    assert metric.interval[0] < metric.ratio < metric.interval[1] < 1
     assert judge(report, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
 
 
 def test_continuations_stand_beside_fp32s(report):
-    prompts = report["decoder"]["prompts"]
+    prompts = report.decoder.prompts
     assert len(prompts) == 3
     for prompt in prompts:
-        parted = len(prompt["reference"]) if prompt["parted"] is None else prompt["parted"]
-        assert prompt["engine"][:parted] == prompt["reference"][:parted]
-        assert prompt["why"] in ("", "near tie")
+        parted = len(prompt.reference) if prompt.parted is None else prompt.parted
+        assert prompt.engine[:parted] == prompt.reference[:parted]
+        assert prompt.why in ("", "near tie")
 
 
 def test_the_engine_generates_text_in_pieces(made):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.accuracy_report import Accuracy, MetricFigures
 from engineworks.steps.partial_quantization.groups import Group
 from engineworks.steps.partial_quantization.ranking import (
     make_trial,
-    metric_loss,
     rank,
     shortest_list,
     to_split,
@@ -17,10 +19,10 @@ from engineworks.steps.partial_quantization.ranking import (
 )
 
 
-def report(sqnr: float | None, metric: float | None = None, *, lower: bool = False, **output: Any) -> dict[str, Any]:
-    one = {"sqnr_db": sqnr, "nonfinite": 0, "max_abs": 1.0, "cosine": 0.9, **output}
-    figures = {"kind": "labels", "engine": metric, "reference": 0.8, "lower_is_better": lower}
-    return {"outputs": {"y": one}, "metric": figures if metric is not None else None}
+def report(sqnr: float | None, metric: float | None = None, *, lower: bool = False, **output: Any) -> Accuracy:
+    one = replace(OutputComparison(0).result(), **{"sqnr_db": sqnr, "max_abs": 1.0, "cosine": 0.9, **output})
+    figures = MetricFigures("top1", "labels", 100, lower, metric, 0.8, None)
+    return Accuracy({"y": one}, figures if metric is not None else None, 100, (1,))
 
 
 def group(name: str, size: int = 1) -> Group:
@@ -31,9 +33,9 @@ def test_without_labels_the_outputs_error_decides() -> None:
     trials = [make_trial(group("a"), report(30.0)), make_trial(group("b"), report(10.0))]
     assert [t.group.name for t in rank(trials, 100)] == ["b", "a"]
     assert rank(trials, 100)[0].loss is None
-    agreement = report(10.0, 0.5)
-    agreement["metric"]["kind"] = "agreement"
-    assert metric_loss(agreement) is None
+    labels = report(10.0, 0.5).metric
+    assert labels is not None
+    assert replace(labels, kind="agreement").loss() is None
 
 
 def test_a_loss_beyond_chance_comes_before_the_outputs_error() -> None:
@@ -43,7 +45,7 @@ def test_a_loss_beyond_chance_comes_before_the_outputs_error() -> None:
 
 
 def test_of_an_error_rate_more_is_worse() -> None:
-    assert math.isclose(metric_loss(report(30.0, 0.9, lower=True)) or 0.0, 0.125)
+    assert math.isclose(make_trial(group("a"), report(30.0, 0.9, lower=True)).loss or 0.0, 0.125)
 
 
 def test_not_finite_is_worst_of_all() -> None:
@@ -53,11 +55,10 @@ def test_not_finite_is_worst_of_all() -> None:
 
 
 def test_noise_of_the_worst_output() -> None:
-    both = report(20.0)
-    both["outputs"]["z"] = {"sqnr_db": None, "nonfinite": 0, "max_abs": 0.0, "cosine": 1.0}
-    assert math.isclose(worst_noise(both), 0.01)
-    both["outputs"]["z"]["max_abs"] = 0.5  # of a reference of zeros
-    assert worst_noise(both) == math.inf
+    one, equal = report(20.0).outputs["y"], report(None, max_abs=0.0).outputs["y"]
+    assert math.isclose(worst_noise(Accuracy({"y": one, "z": equal}, None, 1, (1,))), 0.01)
+    zeros = replace(equal, max_abs=0.5)  # of a reference of zeros
+    assert worst_noise(Accuracy({"y": one, "z": zeros}, None, 1, (1,))) == math.inf
 
 
 def test_groups_that_make_most_of_the_noise_are_looked_into() -> None:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engineworks.errors import EngineworksError, ModelError
+from engineworks.measure.accuracy_report import DeadClass, MetricFigures
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.task_metrics import dead_classes
 from engineworks.recipe.recipe import Limits
@@ -18,6 +19,7 @@ from engineworks.recipe.samples import open_samples
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 from engineworks.tensors import TensorSpec
+from tests.typed_reports import accuracy
 
 X = TensorSpec("x", "float32", ("batch", 3))
 LABELS = np.arange(60) % 3
@@ -30,7 +32,7 @@ def compared(
     reference: NDArray[Any],
     labels: NDArray[Any] = LABELS,
     slices: NDArray[Any] | None = None,
-) -> dict[str, Any]:
+) -> MetricFigures:
     x = np.zeros((len(labels), 3), np.float32)
     named = {} if slices is None else {"part": slices}
     np.savez(folder / "data.npz", x=x, y=labels, **named)
@@ -73,16 +75,16 @@ def test_a_metric_that_gives_no_number_is_told(tmp_path: Path, value: str) -> No
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-float('inf')"])
 def test_a_metric_that_is_not_finite_fails_every_limit(tmp_path: Path, value: str) -> None:
     found = compared(tmp_path, own(tmp_path, f"    return {value}\n", f"metric_is_{abs(hash(value))}"), RIGHT, RIGHT)
-    assert (found["engine"], found["reference"], found["ratio"]) == (None, None, None)
+    assert (found.engine, found.reference, found.ratio) == (None, None, None)
     for limits in (Limits(metric=0.5), Limits(metric_ratio=0.5), Limits(metric_delta=9), Limits(metric_between=(0, 9))):
-        verdict = judge({"outputs": {}, "metric": found}, None, limits, {})
-        assert (verdict.verdict, "not a number" in verdict.checks[0].message) == ("fail", True)
+        verdict = judge(accuracy(found), None, limits, {})
+        assert (verdict.verdict, "not a number" in verdict.checks[1].message) == ("fail", True)
 
 
 def test_a_metric_that_throws_dice_decides_nothing(tmp_path: Path) -> None:
     found = compared(tmp_path, own(tmp_path, "    return float(np.random.rand())\n", "metric_dice"), RIGHT, RIGHT)
-    assert found["repeated"] != found["engine"]
-    assert judge({"outputs": {}, "metric": found}, None, Limits(metric=0.0), {}).verdict == "inconclusive"
+    assert found.repeated not in (None, found.engine)
+    assert judge(accuracy(found), None, Limits(metric=0.0), {}).verdict == "inconclusive"
 
 
 def test_what_a_metric_does_to_its_arguments_stays_with_it(tmp_path: Path) -> None:
@@ -91,8 +93,8 @@ def test_what_a_metric_does_to_its_arguments_stays_with_it(tmp_path: Path) -> No
         tmp_path, f"{body}    return float(outputs['y'].sum() + labels.sum() + inputs['x'].sum())\n", "in_place"
     )
     found = compared(tmp_path, metric, RIGHT, RIGHT)
-    assert found["engine"] == found["reference"]
-    assert "repeated" not in found
+    assert found.engine == found.reference
+    assert found.repeated is None
 
 
 def lost(rows: NDArray[np.float32], one: int) -> NDArray[np.float32]:
@@ -110,18 +112,17 @@ def test_a_rare_class_that_is_lost_is_named_and_one_of_four_samples_is_not(tmp_p
     if metric["name"] == "f1":
         pytest.importorskip("sklearn")
     found = compared(tmp_path, metric, lost(MANY, 1), MANY, LABELS_OF_MANY)
-    assert found["ratio"] > 0.99
-    assert found["dead_classes"] == [{"class": 1, "samples": 6, "reference": 6}]
-    assert compared(tmp_path, metric, lost(MANY, 2), MANY, LABELS_OF_MANY)["dead_classes"] == []
+    assert found.ratio is not None
+    assert found.ratio > 0.99
+    assert found.dead_classes == (DeadClass(1, 6, 6),)
+    assert compared(tmp_path, metric, lost(MANY, 2), MANY, LABELS_OF_MANY).dead_classes == ()
 
 
 def test_a_class_that_fp32_does_not_know_either_is_not_lost() -> None:
     labels = np.repeat([0, 1], 10)
     reference = np.where(np.arange(20) < 16, 0, 1)[:, np.newaxis]  # 4 of 10 of class 1: it does not really know it
     assert dead_classes(np.zeros((20, 1), int), reference, labels) == []
-    assert dead_classes(np.zeros((20, 1), int), labels[:, np.newaxis], labels) == [
-        {"class": 1, "samples": 10, "reference": 10}
-    ]
+    assert dead_classes(np.zeros((20, 1), int), labels[:, np.newaxis], labels) == [(1, 10, 10)]
     places = np.tile(labels, (3, 1))  # one class per place, as in segmentation
     assert len(dead_classes(np.zeros((3, 20, 1), int), places[..., np.newaxis], places)) == 1
 
@@ -133,9 +134,9 @@ def test_every_slice_has_the_metric_of_its_own_rows(tmp_path: Path, metric: Any)
     rows = np.tile(np.eye(3, dtype=np.float32), (20, 1))
     engine = np.where(np.arange(60)[:, np.newaxis] < 30, rows, rows[:, ::-1])
     names = np.repeat(["first", "second"], 30)
-    first, second = compared(tmp_path, metric, engine, rows, np.arange(60) % 3, names)["slices"]
-    assert (first["name"], first["samples"], first["ratio"]) == ("first", 30, pytest.approx(1))
-    assert second["ratio"] < 0.6
+    first, second = compared(tmp_path, metric, engine, rows, np.arange(60) % 3, names).slices
+    assert (first.name, first.samples, first.ratio) == ("first", 30, pytest.approx(1))
+    assert (second.ratio or 1.0) < 0.6
 
 
 def test_ids_are_no_slices(tmp_path: Path) -> None:
@@ -149,8 +150,8 @@ def test_a_metric_of_ones_own_is_judged_on_slices_too(tmp_path: Path) -> None:
     body = "    return float((outputs['y'].argmax(1) == labels).mean())\n"
     engine = np.where(np.arange(60)[:, np.newaxis] < 30, RIGHT, np.roll(RIGHT, 1, axis=1))
     names = np.repeat(["first", "second"], 30)
-    first, second = compared(tmp_path, own(tmp_path, body, "by_slice"), engine, RIGHT, LABELS, names)["slices"]
-    assert (first["ratio"], second["ratio"]) == (1.0, 0.0)
+    first, second = compared(tmp_path, own(tmp_path, body, "by_slice"), engine, RIGHT, LABELS, names).slices
+    assert (first.ratio, second.ratio) == (1.0, 0.0)
 
 
 def test_a_function_of_ones_own_names_the_slices(tmp_path: Path) -> None:
@@ -163,4 +164,10 @@ def test_a_function_of_ones_own_names_the_slices(tmp_path: Path) -> None:
     task.add({"x": np.zeros((60, 3), np.float32)}, {"y": RIGHT}, {"y": RIGHT})
     found = task.result()
     assert found is not None
-    assert [(part["name"], part["samples"]) for part in found["slices"]] == [("0", 40), ("1", 20)]
+    assert [(part.name, part.samples) for part in found.slices] == [("0", 40), ("1", 20)]
+
+
+def test_samples_without_a_name_are_a_slice_of_their_own(tmp_path: Path) -> None:
+    names = np.array(["a", "", "  ", " a "])[np.arange(60) % 4]
+    found = compared(tmp_path, {"name": "top1"}, RIGHT, RIGHT, LABELS, names)
+    assert [(part.name, part.samples) for part in found.slices] == [("(unnamed)", 30), ("a", 30)]

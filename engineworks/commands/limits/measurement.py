@@ -12,10 +12,8 @@ from engineworks.engines.engine_session import read_sidecar
 from engineworks.errors import EngineworksError, StepError, TrackingError
 from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
-from engineworks.measure.accuracy import worst_cosine
-from engineworks.measure.slices import read_slices
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.suggested_limits import Evidence, Suggestion, suggest_limits
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes
 from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
 from engineworks.recipe.samples import EVERY_SAMPLE
@@ -72,12 +70,11 @@ def _evidence(plan: Plan, engine: PlannedEngine, store: Store, settings: Setting
         outcome = run_step(step, store, default_pool(), say=listener().say)
         if outcome.how == "run":
             listener().finished(step, outcome.seconds)
-    report = store.require(engine.steps["compare"]).read_json(ACCURACY_FILE)
-    slices = read_slices(report["metric"])
+    report = store.require(engine.steps["compare"]).read(Accuracy)
+    slices = report.metric.slices if report.metric else ()
     digest = str(read_sidecar(store.require(engine.steps["build"]).path)["sha256"])
-    cosine = worst_cosine(report["outputs"])
     nights = dict(_nights(engine.id, digest, settings))
-    return Evidence(engine.id, cosine, slices[0] if slices else None, report["metric"], nights)
+    return Evidence(engine.id, report.worst_cosine, slices[0] if slices else None, report.metric, nights)
 
 
 def _nights(engine: str, digest: str, settings: Settings) -> Iterator[tuple[str, Sequence[float]]]:

@@ -15,10 +15,12 @@ from engineworks.builds.step import run_step
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.child import default_pool
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.decoder_documents import documents_of
-from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
-from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.plan.kinds import SENSITIVITY_FILE
+from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.plan.steps import Step
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
@@ -148,7 +150,7 @@ def _judge_engine(plan: Plan, store: Store) -> Verdict:
     if engine.unmeasured_because:
         return judge(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
     _run(plan, [engine.steps["compare"]], store)
-    report = store.require(engine.steps["compare"]).read_json(ACCURACY_FILE)
+    report = store.require(engine.steps["compare"]).read(Accuracy)
     return judge(report, None, limits.get(engine.precision, Limits()), {})
 
 

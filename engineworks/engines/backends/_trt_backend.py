@@ -71,11 +71,11 @@ class TrtBackend:
 
     def layer_times(
         self, engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int,
-        known: Sequence[TensorSpec],
+        known: Sequence[TensorSpec], cache: Path | None = None,
     ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
         """Time every layer as `engines.layer_times` asks, with the kernels that are made for a shape. Raises
         `RunError`."""
-        session = self.load(engine, options, serving=Serving(kernels="eager"), known=known)
+        session = self.load(engine, options, serving=Serving(kernels="eager"), cache=cache, known=known)
         try:
             return session.layer_times(feeds, runs)
         finally:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from engineworks.measure.decoder.report import DecoderAccuracy, Difference, Refusal
 from engineworks.measure.decoder.situations import SITUATIONS, is_right, tolerance
 from engineworks.measure.decoder.texts import greedy_agreement
 
@@ -20,44 +21,44 @@ class DecoderFinding:
 
 
 def decoder_findings(
-    report: Mapping[str, Any], metric: Mapping[str, Any] | None, limits: Mapping[str, float | None]
+    report: DecoderAccuracy, agreement: float | None, limits: Mapping[str, float | None]
 ) -> Iterator[DecoderFinding]:
-    """report: `decoder` of accuracy.json. metric: the perplexity's figures. limits: greedy_agreement and
-    token_agreement, None where the recipe sets none."""
-    for name, found in report["situations"].items():
-        yield _situation(name, found, report["computes"], report.get("moved"))
+    """agreement: share of positions with fp32's most probable token. limits: greedy_agreement and token_agreement, None
+    where the recipe sets none."""
+    for name, found in report.situations.items():
+        yield _situation(name, found, report.computes, report.moved)
     yield from _greedy(report, limits.get("greedy_agreement"))
     limit = limits.get("token_agreement")
-    if limit is not None and metric is not None:
-        value = metric["agreement"] if metric["agreement"] is not None else 0.0
+    if limit is not None:
+        value = agreement or 0.0
         message = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
         yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
-def _situation(name: str, found: Mapping[str, Any], computes: str, moved: float | None) -> DecoderFinding:
+def _situation(name: str, found: Difference | Refusal, computes: str, moved: float | None) -> DecoderFinding:
     what, good = SITUATIONS[name], is_right(found, computes, moved)
-    if "refused" in found:
+    if isinstance(found, Refusal):
         outcome = "it is refused" if good else "no error was raised"
         return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {outcome}.")
-    value = found["difference"]
-    shown = "not a number" if value is None else f"{value:.2g}"
-    where = f"stream {found['stream']}, position {found['position']}"
+    shown = "not a number" if found.difference is None else f"{found.difference:.2g}"
+    where = f"stream {found.stream}, position {found.position}"
     message = f"{what}: logits differ by {shown} at most ({where}), tolerance {tolerance(computes, moved):.2g}."
     return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", message)
 
 
-def _greedy(report: Mapping[str, Any], limit: float | None) -> Iterator[DecoderFinding]:
-    prompts = report["prompts"]
-    wrong = [(n, p) for n, p in enumerate(prompts, 1) if p["why"] == "error"]
+def _greedy(report: DecoderAccuracy, limit: float | None) -> Iterator[DecoderFinding]:
+    prompts = report.prompts
+    wrong = [(n, p) for n, p in enumerate(prompts, 1) if p.why == "error"]
     for number, prompt in wrong[:1]:
-        gap = "more" if prompt["gap"] is None else f"{prompt['gap']:.3g}"
+        gap = "more" if prompt.gap is None else f"{prompt.gap:.3g}"
+        token = 0 if prompt.parted is None else prompt.parted + 1
         yield DecoderFinding(
             "greedy_parting", "fail",
-            f"Prompt {number} parts from fp32's continuation at token {prompt['parted'] + 1} by an error: fp32 prefers "
-            f"its own token by {gap}, the engine's logits are usually off by {report['usual_error']:.3g}.",
+            f"Prompt {number} parts from fp32's continuation at token {token} by an error: fp32 prefers "
+            f"its own token by {gap}, the engine's logits are usually off by {report.usual_error:.3g}.",
         )  # fmt: skip
     if not wrong:
-        parted = sum(p["parted"] is not None for p in prompts)
+        parted = sum(p.parted is not None for p in prompts)
         near = f"{parted} of {len(prompts)} part, each at a near tie" if parted else "none parts"
         yield DecoderFinding("greedy_parting", "pass", f"Continuations beside fp32's: {near}.")
     if limit is not None:
@@ -66,9 +67,10 @@ def _greedy(report: Mapping[str, Any], limit: float | None) -> Iterator[DecoderF
         yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{message}{limit:g}.")
 
 
-def perplexity_verdict(metric: Mapping[str, Any], limit: float) -> Literal["pass", "fail", "inconclusive"]:
+def perplexity_verdict(
+    ratio: float | None, interval: tuple[float, float] | None, limit: float
+) -> Literal["pass", "fail", "inconclusive"]:
     """Verdict of `metric_ratio` by the ratio's interval: whether the text is enough to tell."""
-    ratio, interval = metric["ratio"], metric["interval"]
     if ratio is None:
         return "fail"
     if interval is None:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 else:
     np = LazyModule("numpy")
 
+from engineworks.measure.decoder.report import Difference, Refusal, Situation
 from engineworks.measure.served_checks import MOVED
 
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "w4a8": 5e-2}
 """Usual difference of a position's logits, root mean square, relative to their spread."""
 
 LARGEST = 0.3
@@ -54,20 +55,21 @@ def difference(got: NDArray[Any], plain: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def worst_position(got: NDArray[Any], plain: NDArray[Any], first: int = 0) -> dict[str, Any]:
-    """Return {difference, position}: the worst, with its number counted from `first`; difference None if infinite."""
+def worst_position(got: NDArray[Any], plain: NDArray[Any], stream: int, first: int = 0) -> Difference:
+    """Return the worst position, with its number counted from `first`."""
     errors = difference(got, plain)
     at = int(errors.argmax())
     value = float(errors[at])
-    return {"difference": value if np.isfinite(value) else None, "position": first + at}
+    return Difference(value if np.isfinite(value) else None, first + at, stream)
 
 
-def worst_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def worst_of(found: Sequence[Situation]) -> Situation:
     """Return the worst of several, None counting as worst; of refusals whether all refused."""
-    refusals = [f for f in found if "refused" in f]
+    refusals = [f for f in found if isinstance(f, Refusal)]
     if refusals:
-        return {"refused": all(f["refused"] for f in refusals)}
-    return dict(max(found, key=lambda f: np.inf if f["difference"] is None else f["difference"]))
+        return Refusal(all(f.refused for f in refusals))
+    differences = [f for f in found if isinstance(f, Difference)]
+    return max(differences, key=lambda f: np.inf if f.difference is None else f.difference)
 
 
 def tolerance(computes: str, moved: float | None) -> float:
@@ -77,9 +79,8 @@ def tolerance(computes: str, moved: float | None) -> float:
     return max(usual, min(LARGEST, MOVED * (moved or 0.0)))
 
 
-def is_right(situation: Mapping[str, Any], computes: str, moved: float | None = None) -> bool:
+def is_right(situation: Situation, computes: str, moved: float | None = None) -> bool:
     """Whether a situation's worst difference is within the tolerance; a refusal, whether it came."""
-    if "refused" in situation:
-        return bool(situation["refused"])
-    value = situation["difference"]
-    return value is not None and value <= tolerance(computes, moved)
+    if isinstance(situation, Refusal):
+        return situation.refused
+    return situation.difference is not None and situation.difference <= tolerance(computes, moved)

@@ -11,11 +11,14 @@ not independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.host.packages import LazyModule
+
+from engineworks.measure.accuracy_report import MetricFigures
+from engineworks.measure.decoder.report import Continuation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,13 +65,13 @@ class TextFigures:
     agreement: float
     tokens: int
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": "perplexity", "kind": "tokens", "lower_is_better": True, "engine": _finite(self.engine),
-            "reference": _finite(self.reference), "ratio": _finite(self.ratio),
-            "interval": list(self.interval) if self.interval else None, "samples": self.tokens,
-            "agreement": _finite(self.agreement),
-        }  # fmt: skip
+    def metric(self) -> MetricFigures:
+        known = self.interval if self.interval and all(map(math.isfinite, self.interval)) else None
+        return MetricFigures(
+            "perplexity", "tokens", self.tokens, lower_is_better=True, engine=_finite(self.engine),
+            reference=_finite(self.reference), ratio=_finite(self.ratio), interval=known,
+            agreement=_finite(self.agreement),
+        )  # fmt: skip
 
 
 def compare_texts(engine: Sequence[TokenFigures], reference: Sequence[TokenFigures]) -> TextFigures:
@@ -126,14 +129,14 @@ NEAR_TIE = 6.0
 of a logit (root mean square). A lead is the difference of two logits: 6 / √2 is 4.2 standard deviations of it."""
 
 
-def why_parted(gap: float | None, usual_error: float) -> str:
+def why_parted(gap: float | None, usual_error: float) -> Literal["near tie", "error"]:
     """Return 'near tie' or 'error'. gap: the reference's logit of its token minus that of the engine's token; None
     where that is not among the tokens it kept, so the gap is large."""
     return "near tie" if gap is not None and gap <= NEAR_TIE * usual_error else "error"
 
 
-def greedy_agreement(prompts: Sequence[Mapping[str, Any]]) -> float:
-    """Return the share of generated tokens before the first parting, over all prompts (`reference`, `parted`)."""
-    of = sum(len(p["reference"]) for p in prompts)
-    same = sum(len(p["reference"]) if p["parted"] is None else p["parted"] for p in prompts)
+def greedy_agreement(prompts: Sequence[Continuation]) -> float:
+    """Return the share of generated tokens before the first parting, over all prompts."""
+    of = sum(len(p.reference) for p in prompts)
+    same = sum(len(p.reference) if p.parted is None else p.parted for p in prompts)
     return same / of if of else 1.0

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from engineworks.measure.accuracy import OutputAccuracy
+from engineworks.measure.accuracy_report import Accuracy, MetricFigures
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.gates.slices import slice_findings
+from engineworks.measure.latency_report import Latency, ShapeFigures
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
-from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
+from engineworks.recipe.performance import Budget
+from engineworks.recipe.recipe import METRIC_LIMITS, Limits
 from engineworks.tensors import NARROWED
 
 CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]
@@ -59,8 +63,8 @@ class Verdict:
 
 
 def judge(
-    accuracy: Mapping[str, Any] | None,
-    latency: Mapping[str, Any] | None,
+    accuracy: Accuracy | None,
+    latency: Latency | None,
     limits: Limits,
     budgets: Mapping[str, Budget],
     *,
@@ -87,35 +91,37 @@ def worst(checks: Iterable[Check]) -> CheckVerdict:
     return next((verdict for verdict in order if verdict in verdicts), "pass")
 
 
-def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Check]:
-    for name, output in report["outputs"].items():
-        if "dtypes" in output:
-            yield _other_dtype(name, *output["dtypes"])
-        if "misshapen" in output:
-            yield _other_shape(name, output["misshapen"])
+def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
+    for name, output in report.outputs.items():
+        if output.dtypes:
+            yield _other_dtype(name, *output.dtypes)
+        if output.misshapen:
+            at = output.misshapen
+            message = f"{name}: {at.why} (run {at.run}; {at.runs} of {at.of} runs differ)."
+            yield Check(f"shape[{name}]", "fail", message)
         yield _finite(name, output)
         for field, meaning in _OUTPUT_LIMITS.items():
             limit = getattr(limits, field)
             if limit is not None:
                 yield _output_check(name, field, meaning, output, limit)
-    metric = report.get("metric")
+    metric = report.metric
     for field in METRIC_LIMITS:
         limit = getattr(limits, field)
         if limit is not None:
             yield _metric_check(field, metric, limit)
-    if metric is not None and metric.get("dead_classes"):
+    if metric is not None and metric.dead_classes:
         yield _dead_classes(metric)
-    if report.get("decoder") is not None:
+    if report.decoder is not None:
         given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
-        for found in decoder_findings(report["decoder"], metric, given):
+        for found in decoder_findings(report.decoder, metric.agreement if metric else None, given):
             yield Check(found.name, found.verdict, found.message)
-    for name, verdict, message in slice_findings(metric, limits.worst_slice_ratio):
-        yield Check(name, verdict, message)
-    if report.get("served") is not None:
-        for finding in served_findings(report["served"], limits.cosine):
+    for name, word, message in slice_findings(metric, limits.worst_slice_ratio):
+        yield Check(name, word, message)
+    if report.served is not None:
+        for finding in served_findings(report.served, limits.cosine):
             yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
         if limits.synthetic_cosine is not None:
-            for finding in synthetic_findings(report["served"], limits.synthetic_cosine):
+            for finding in synthetic_findings(report.served, limits.synthetic_cosine):
                 yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
 
 
@@ -140,100 +146,88 @@ def _other_dtype(name: str, engine: str, reference: str) -> Check:
     return Check(f"dtype[{name}]", verdict, f"{name}: the engine gives {engine}, the model {reference}.")
 
 
-def _other_shape(name: str, misshapen: Mapping[str, Any]) -> Check:
-    """Check for an output whose length depends on the data, such as the number of detections."""
-    message = (
-        f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
-    )
-    return Check(f"shape[{name}]", "fail", message)
-
-
-def _finite(name: str, output: Mapping[str, Any]) -> Check:
-    bad, total = output["nonfinite"], output["elements"] + output["nonfinite"]
+def _finite(name: str, output: OutputAccuracy) -> Check:
+    bad, total = output.nonfinite, output.elements + output.nonfinite
     if bad:
         message = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
         return Check(f"finite[{name}]", "fail", message)
     return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
 
 
-def _output_check(name: str, field: str, meaning: tuple[str, bool], output: Mapping[str, Any], limit: float) -> Check:
-    text, smallest = meaning
-    value = output[field]
-    if (
-        field == "sqnr_db"
-        and value is None
-        and output["max_abs"] == 0
-        and not (output["nonfinite"] or "misshapen" in output)
-    ):
+def _output_check(name: str, field: str, words: tuple[str, bool], output: OutputAccuracy, limit: float) -> Check:
+    text, smallest = words
+    value = getattr(output, field)
+    equal = output.max_abs == 0 and not (output.nonfinite or output.misshapen)
+    if field == "sqnr_db" and value is None and equal:
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     figures = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
     message = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
-    if not good and output.get("worst_row_cosine") is not None:
-        message += f" Worst sample: {output['worst_row']} (cosine {figure(output['worst_row_cosine'])})."
+    if not good and output.worst_row_cosine is not None:
+        message += f" Worst sample: {output.worst_row} (cosine {figure(output.worst_row_cosine)})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", message)
 
 
-def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
+def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check:
     if metric is None:
         return Check(field, "fail", f"{field}: no task metric was computed.")
     good, wanted = _metric_verdict(field, metric, limit)
-    if metric["kind"] == "tokens":
+    if metric.kind == "tokens":
         return _perplexity_check(field, metric, limit, good, wanted)
-    against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
-    name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
-    figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
-    ratio = f" (ratio {figure(metric['ratio'])})" if field == "metric_ratio" else ""
+    on_labels = f"{metric.name} on {metric.samples} labelled samples"
+    name = "agreement with the fp32 reference" if metric.kind == "agreement" else on_labels
+    figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
+    ratio = f" (ratio {figure(metric.ratio)})" if field == "metric_ratio" else ""
     message = f"{name}: {figures}{ratio}, limit {wanted}."
-    if "repeated" in metric:
+    if metric.repeated is not None:
         return Check(field, "inconclusive", f"{message} {_nondeterministic(metric)}")
-    if field == "metric_ratio" and not _finite_number(metric["ratio"]) and _finite_number(metric["reference"]):
+    if field == "metric_ratio" and metric.ratio is None and metric.reference is not None:
         message += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
     return Check(field, "pass" if good else "fail", message)
 
 
-def _perplexity_check(field: str, metric: Mapping[str, Any], limit: Any, good: bool, wanted: str) -> Check:
+def _perplexity_check(field: str, metric: MetricFigures, limit: Any, good: bool, wanted: str) -> Check:
     """Check of a decoder's perplexity; the text may be too short to know a ratio."""
-    figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
-    message = f"perplexity on {metric['samples']:,} tokens: {figures}"
+    figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
+    message = f"perplexity on {metric.samples:,} tokens: {figures}"
     if field != "metric_ratio":
         return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
-    verdict = perplexity_verdict(metric, limit)
-    low, high = metric["interval"] or (None, None)
+    verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
+    low, high = metric.interval or (None, None)
     known = f", 95% interval {figure(low)} to {figure(high)}" if low is not None else ""
-    message += f" (ratio {figure(metric['ratio'])}{known}), limit {wanted}."
+    message += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
     return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
 
 
-def _nondeterministic(metric: Mapping[str, Any]) -> str:
-    first, second = metric["engine"], metric["repeated"]
-    outcome = f"gave {figure(first)} and then {figure(second)} for the same outputs"
-    return f"Not to be trusted: {metric['name']} {outcome}; take the chance out of it (a fixed seed)."
+def _nondeterministic(metric: MetricFigures) -> str:
+    again = figure(metric.repeated) if isinstance(metric.repeated, float) else metric.repeated
+    values = f"gave {figure(metric.engine)} and then {again} for the same outputs"
+    return f"Not to be trusted: {metric.name} {values}; take the chance out of it (a fixed seed)."
 
 
-def _dead_classes(metric: Mapping[str, Any]) -> Check:
+def _dead_classes(metric: MetricFigures) -> Check:
     """Check for classes that fp32 gets right and the engine does not. A mean over many classes hides them."""
-    dead, of = metric["dead_classes"], "fp32" if metric["kind"] == "labels" else "the fp32 reference"
-    lost = [f"class {c['class']} (0 of {c['samples']} right, {of} {c['reference']})" for c in dead[:MOST_NAMED]]
+    dead, of = metric.dead_classes, "fp32" if metric.kind == "labels" else "the fp32 reference"
+    lost = [f"class {c.label} (0 of {c.samples} right, {of} {c.reference})" for c in dead[:MOST_NAMED]]
     more = f" and {len(dead) - MOST_NAMED} more" if len(dead) > MOST_NAMED else ""
-    return Check("classes", "fail", f"{metric['name']}: lost {'; '.join(lost)}{more}.")
+    return Check("classes", "fail", f"{metric.name}: lost {'; '.join(lost)}{more}.")
 
 
 MOST_NAMED = 5
 """Maximum number of classes that a message names."""
 
 
-def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
+def _metric_verdict(field: str, metric: MetricFigures, limit: Any) -> tuple[bool, str]:
     """Whether the metric meets the limit, and the limit in words. Smaller error rates are better."""
-    lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
+    lower, engine, reference = metric.lower_is_better, metric.engine, metric.reference
     if field == "metric_ratio":
-        meaning = f"at most fp32 / {figure(limit)}, smaller is better" if lower else f"at least {figure(limit)} of fp32"
-        return _finite_number(metric["ratio"]) and reaches(metric["ratio"], limit), meaning
-    if not _finite_number(engine):
+        words = f"at most fp32 / {figure(limit)}, smaller is better" if lower else f"at least {figure(limit)} of fp32"
+        return metric.ratio is not None and reaches(metric.ratio, limit), words
+    if engine is None:
         return False, figure(limit) if field != "metric_between" else f"{figure(limit[0])} to {figure(limit[1])}"
     if field == "metric_delta":
-        good = _finite_number(reference) and reaches(limit, abs(engine - reference))
+        good = reference is not None and reaches(limit, abs(engine - reference))
         return good, f"a difference of {figure(limit)} at most"
     if field == "metric_between":
         return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{figure(limit[0])} to {figure(limit[1])}"
@@ -243,7 +237,7 @@ def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[
 
 
 def _performance_checks(
-    latency: Mapping[str, Any] | None, budgets: Mapping[str, Budget], unmeasured_because: str
+    latency: Latency | None, budgets: Mapping[str, Budget], unmeasured_because: str
 ) -> Iterator[Check]:
     for shape, budget in budgets.items():
         for field, limit in budget.model_dump(exclude_none=True).items():
@@ -251,49 +245,47 @@ def _performance_checks(
             if latency is None:
                 yield Check(name, "unmeasured", f"{shape}: not measured: {unmeasured_because or 'no report'}.")
             else:
-                yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
+                yield _budget_check(name, shape, field, latency.shapes[shape], latency, limit)
 
 
-def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
+def disturbed_budgets(latency: Latency, budgets: Mapping[str, Budget]) -> list[str]:
     """Names of the budgets whose measurements are unreliable because the device was disturbed."""
     return [
         f"{field}[{shape}]"
         for shape, budget in budgets.items()
         for field in budget.model_dump(exclude_none=True)
-        if _complaints(field, latency["shapes"].get(shape, {}), latency)
+        if shape in latency.shapes and _complaints(field, latency.shapes[shape], latency)
     ]
 
 
-def _budget_check(
-    name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
-) -> Check:
+def _budget_check(name: str, shape: str, field: str, figures: ShapeFigures, report: Latency, limit: float) -> Check:
     text, key, unit = _BUDGETS[field]
-    value = report[key] if key in _OF_THE_ENGINE else figures[key]
+    value = getattr(report if key in _OF_THE_ENGINE else figures, key)
     smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     shown = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
     message = f"{shape}: {text} is {shown[0]} {unit}, budget {side} {shown[1]} {unit}."
-    if again := report.get("disturbed_before", 0):
+    if again := report.disturbed_before:
         message += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
         message += " disturbed."
     if doubts := _complaints(field, figures, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
         return Check(name, "inconclusive", f"{message} {doubtful}")
-    if field in TAILS and figures["runs"] < (needed := enough_for(TAILS[field])):
-        few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+    if field in TAILS and figures.runs < (needed := enough_for(TAILS[field])):
+        few = f"{figures.runs} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{message} {few}")
     return Check(name, "pass" if good else "fail", message)
 
 
-def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def _complaints(field: str, figures: ShapeFigures, report: Latency) -> tuple[str, ...]:
     """Disturbances of the device during the measurement, which then neither passes nor fails.
 
     A disturbance can bias a result either way: freed memory, clocks kept high, cores taken by another process.
     """
     if field == "engine_mib":
-        return []
-    return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
+        return ()
+    return report.load_complaints if field == "load_ms" else figures.complaints
 
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")

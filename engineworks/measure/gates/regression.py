@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Check
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.measure.statistics import reaches
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
 
 Report = Mapping[str, Any]
 
@@ -20,8 +22,8 @@ def regression_checks(
     champion: Champion | None,
     *,
     comparison: Report | None = None,
-    latency: Report | None = None,
-    accuracy: Report | None = None,
+    latency: Latency | None = None,
+    accuracy: Accuracy | None = None,
     compare: Report | None = None,
     unmeasured_because: str = "",
     champion_unknown: str = "",
@@ -53,7 +55,7 @@ def regression_checks(
 
 
 def _latency_checks(
-    limit: float, champion: Champion, comparison: Report | None, latency: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, comparison: Report | None, latency: Latency | None, unmeasured_because: str
 ) -> Iterator[Check]:
     name = "regression.latency"
     if comparison is None:
@@ -89,7 +91,7 @@ def _earlier(before: int, confidence: float) -> str:
 
 
 def _history_check(
-    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Report | None
+    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Latency | None
 ) -> Check:
     stand_in = (
         f"{_begin(champion)} does not run here ({comparison['why'].rstrip('.')}), so this is against what was measured"
@@ -97,11 +99,11 @@ def _history_check(
     stand_in += " before on the same hardware and driver."
     if latency is None:
         return Check(name, "unmeasured", f"{shape}: not measured. {stand_in}")
-    if disturbed := latency["shapes"][shape].get("complaints"):
+    if disturbed := latency.shapes[shape].complaints:
         doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
         return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
-    result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
+    result = compare_history(latency.shapes[shape].latency_ms_p50, champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
     text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
     return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
@@ -135,7 +137,7 @@ def comparison_message(
 
 
 def _accuracy_check(
-    limit: float, champion: Champion, accuracy: Report | None, compare: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, accuracy: Accuracy | None, compare: Report | None, unmeasured_because: str
 ) -> Check:
     name = "regression.accuracy"
     if accuracy is None or compare is None:
@@ -146,11 +148,11 @@ def _accuracy_check(
     if changed := _what_changed(champion.compare, compare):
         message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
-    ours, theirs = accuracy["metric"], champion.accuracy["metric"]
-    if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
+    ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
+    if ours is None or ours.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = worse_by(ours["engine"], theirs["engine"], lower_is_better=bool(ours.get("lower_is_better")))
-    text = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
+    worse = worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
+    text = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
     return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
@@ -192,7 +194,3 @@ def _confidence(value: float) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.3g}%"
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.gates.regression import comparison_message, worse_by
 from engineworks.measure.regression import comparison_from_json
@@ -48,7 +47,8 @@ def _answers(report: Report, limit: float) -> Iterator[Check]:
         elif answers["refused"] == answers["requests"]:
             yield Check(name, "inconclusive", "Both sides refused every request: are they of this model?")
         else:
-            worst = worst_cosine(answers["outputs"])
+            cosines = [output["cosine"] for output in answers["outputs"].values()]
+            worst = None if None in cosines else min(cosines, default=None)
             good = worst is not None and reaches(worst, limit)
             text += f", {answers['refused']} were refused by both" if answers["refused"] else ""
             text += f"; cosine {figure(worst)}, limit {figure(limit)}."

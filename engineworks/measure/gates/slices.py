@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from engineworks.measure.slices import Slice, read_slices, samples_needed
+from engineworks.measure.accuracy_report import MetricFigures
+from engineworks.measure.slices import Slice, samples_needed
 from engineworks.measure.statistics import figure, reaches
 
 Finding = tuple[str, Literal["pass", "fail", "inconclusive"], str]
@@ -15,10 +16,9 @@ MOST_NAMED = 5
 """Maximum number of slices that a message names."""
 
 
-def slice_findings(metric: Mapping[str, Any] | None, limit: float | None) -> Iterator[Finding]:
+def slice_findings(metric: MetricFigures | None, limit: float | None) -> Iterator[Finding]:
     """A failure for slices that are lost, whatever the limits, and one check of `worst_slice_ratio` if it is given."""
-    slices = read_slices(metric)
-    name = str(metric["name"]) if metric else ""
+    slices, name = (metric.slices, metric.name) if metric else ((), "")
     if lost := [s for s in slices if s.lost]:
         yield "slices", "fail", f"{name}: lost {_named(lost)}."
     if limit is None:

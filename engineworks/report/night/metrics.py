@@ -22,6 +22,17 @@ PUSH_S = 10.0
 ENGINE = ("recipe", "precision", "target")
 
 
+SERVED = {
+    "served_ready_s": ("served_ready_seconds", "From the load until the served package answers.", 1.0),
+    "served_per_s": ("served_requests_per_second", "Answered under the load, or the largest rate found.", 1.0),
+    "served_p99_ms": ("served_latency_p99_seconds", "99% latency of served answers.", 1e-3),
+    "served_gpu_busy": ("served_gpu_busy_ratio", "Share of time that the GPU was busy under the load.", 1.0),
+    "served_gpu_mib": ("served_gpu_memory_bytes", "GPU memory under the load.", 2.0**20),
+    "served_memory_mib": ("served_memory_bytes", "Memory of the server's processes under the load.", 2.0**20),
+}
+"""Metrics of served packages: name, words and scale by the key in a night."""
+
+
 def metrics_text(night: Summary) -> str:
     """All metrics in the text format. Raises `InputError` without prometheus-client."""
     registry = night_registry(night)
@@ -119,10 +130,11 @@ def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
         "throughput_per_s": (_gauge(registry, "engine_samples_per_second", "At the first named shape.", ENGINE), 1.0),
         "metric": (_gauge(registry, "engine_task_metric", "The recipe's metric on the evaluation data.", ENGINE), 1.0),
         "bytes": (_gauge(registry, "engine_size_bytes", "Size of the engine.", ENGINE), 1.0),
+        **{key: (_gauge(registry, name, words, ENGINE), scale) for key, (name, words, scale) in SERVED.items()},
     }
     for engine in (*night.not_part, *night.engines):
         names = engine["id"].split("/")
         verdict.labels(*names, engine["verdict"]).set(1)
         for key, (gauge, scale) in figures.items():
-            if engine[key] is not None:
+            if engine.get(key) is not None:  # nights before 0.1.0 have no served figures
                 gauge.labels(*names).set(engine[key] * scale)

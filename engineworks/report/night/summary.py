@@ -196,7 +196,18 @@ def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
         "id": engine["id"], "verdict": engine["verdict"], "waived": bool(engine.get("waived")), "why": _why(engine),
         "digest": engine.get("digest"), "bytes": engine.get("bytes"),
         "latency_ms_p50": engine.get("latency_ms_p50"), "throughput_per_s": engine.get("throughput_per_s"),
-        "metric": metric.get("engine"),
+        "metric": metric.get("engine"), **_served(engine.get("served") or {}),
+    }  # fmt: skip
+
+
+def _served(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Figures of the package on a server; None without one, or without a load."""
+    load = report.get("load") or {}
+    watched = load.get("watched") or {}
+    return {
+        "served_ready_s": report.get("ready_s"), "served_per_s": load.get("rate", load.get("completed_per_s")),
+        "served_p99_ms": load.get("latency_ms_p99"), "served_gpu_busy": watched.get("gpu_busy"),
+        "served_gpu_mib": watched.get("gpu_mib"), "served_memory_mib": watched.get("memory_mib"),
     }  # fmt: skip
 
 
@@ -209,4 +220,5 @@ def _why(engine: Mapping[str, Any]) -> str:
 
 def _refused(engine: Mapping[str, Any]) -> dict[str, Any]:
     nothing = dict.fromkeys(("digest", "bytes", "latency_ms_p50", "throughput_per_s", "metric"))
+    nothing |= _served({})
     return {"id": engine["id"], "verdict": "refused", "waived": False, "why": engine["sentence"], **nothing}

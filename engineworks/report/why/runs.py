@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, read_text, recorded
+from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, read_report, read_text, recorded
 from engineworks.errors import InputError, RecipeError
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.closure import closure
-from engineworks.plan.kinds import ACCURACY_FILE, LATENCY_FILE, STEP_KINDS
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
@@ -76,7 +78,6 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
 
 def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
     plan = read_json(tracking, run.parent_run_id, PLAN_FILE) if run.parent_run_id else None
-    accuracy = read_json(tracking, run.run_id, ACCURACY_FILE)
     return Side(
         engine=run.engine or run.name,
         run=run.run_id,
@@ -86,8 +87,8 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         documents=_documents(tracking, store, run),
         resolved=_resolved(plan, run),
         checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
-        accuracy=accuracy,
-        latency=read_json(tracking, run.run_id, LATENCY_FILE),
+        accuracy=read_report(tracking, run.run_id, Accuracy),
+        latency=read_report(tracking, run.run_id, Latency),
         size=run.metrics.get("engine_bytes"),
         error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
     )

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import shown
-from engineworks.measure.served_checks import PHASES, row_tolerance
+from engineworks.measure.served_checks import row_tolerance
+from engineworks.measure.served_report import RowRecord, Served, ServedVisit
 from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.samples import SampleFile
 from engineworks.steps.served_rows import ServedRows
@@ -40,14 +41,14 @@ class Trials:
 
     samples: SampleFile
     shapes: Mapping[str, Any]
-    served: Mapping[str, Any] | None
+    served: Served | None
     worst: int
     sizes: Sequence[int]
 
     def __iter__(self) -> Iterator[Trial]:
         visit = None if self.served is None else worst_visit(self.served)
         if visit is not None:
-            yield self._trial(f"at {shown(visit['dims'])}", self._visited(visit))
+            yield self._trial(f"at {shown(visit.dims)}", self._visited(visit))
         sizes = sorted({min(size, self.samples.count) for size in self.sizes})
         first = fixed_batch(self.samples.specs) or sizes[0]
         at = self.worst % max(1, self.samples.count) if first == 1 else 0
@@ -61,11 +62,10 @@ class Trials:
     def _trial(self, what: str, feeds: Arrays) -> Trial:
         return Trial(what, feeds, partial(self._other, dims_of(self.samples.specs, feeds)))
 
-    def _visited(self, visit: Mapping[str, Any]) -> Arrays:
+    def _visited(self, visit: ServedVisit) -> Arrays:
         rows = ServedRows(self.samples, self.shapes["ranges"])
-        lengths = tuple((str(d), int(n)) for d, n in visit["lengths"])
-        pool = rows.read(lengths, visit["pool_rows"], visit["data"])
-        return rows.feeds(pool, visit["picks"][(_worst_run(visit) - 1) % len(visit["picks"])])
+        pool = rows.read(visit.lengths, visit.pool_rows, visit.data)
+        return rows.feeds(pool, visit.picks[(_worst_run(visit) - 1) % len(visit.picks)])
 
     def _other(self, dims: Mapping[str, int]) -> Arrays:
         """Feeds at another length of every dimension: the profile's best one, else its smallest or largest."""
@@ -91,35 +91,35 @@ def dims_of(specs: Sequence[TensorSpec], feeds: Arrays) -> dict[str, int]:
     }  # fmt: skip
 
 
-def worst_visit(served: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def worst_visit(served: Served) -> ServedVisit | None:
     """The shape at which the engine was furthest beyond what rounding allows; None if it was nowhere beyond."""
-    wrongs = [(_wrong(served, visit), visit) for visit in served["sequence"]]
+    wrongs = [(_wrong(served, visit), visit) for visit in served.sequence]
     wrong, visit = max(wrongs, key=lambda pair: pair[0], default=(0.0, None))
     return visit if wrong > 1 else None
 
 
-def _wrong(served: Mapping[str, Any], visit: Mapping[str, Any]) -> float:
+def _wrong(served: Served, visit: ServedVisit) -> float:
     """The largest error of the visit in units of its tolerance."""
-    if "raised" in visit or any("misshapen" in figures for figures in visit["outputs"].values()):
+    if visit.raised or any(figures.misshapen for figures in visit.outputs.values()):
         return BEYOND_ALL
     return max(
         (
-            BEYOND_ALL if record["nonfinite"] else record["error"] / row_tolerance(served, visit, name, None).reference
+            BEYOND_ALL if record.nonfinite else record.error / row_tolerance(served, visit, name, None).reference
             for name, record in _records(visit)
         ),
         default=0.0,
     )
 
 
-def _worst_run(visit: Mapping[str, Any]) -> int:
+def _worst_run(visit: ServedVisit) -> int:
     """The number of the visit's worst run, from 1."""
-    for figures in visit["outputs"].values():
-        if "misshapen" in figures:
-            return int(figures["misshapen"]["run"])
-    worst = max(_records(visit), key=lambda pair: (pair[1]["nonfinite"] > 0, pair[1]["error"]), default=None)
-    return 1 if worst is None else int(worst[1]["run"])
+    for figures in visit.outputs.values():
+        if figures.misshapen:
+            return figures.misshapen.run
+    records = (record for _, record in _records(visit))
+    worst = max(records, key=lambda record: (record.nonfinite > 0, record.error), default=None)
+    return 1 if worst is None else worst.run
 
 
-def _records(visit: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, figures in visit["outputs"].items():
-        yield from ((name, record) for phase in PHASES for record in figures.get(phase, ()))
+def _records(visit: ServedVisit) -> Iterator[tuple[str, RowRecord]]:
+    return ((name, record) for name, figures in visit.outputs.items() for record in figures.records)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +13,14 @@ from engineworks.engines.decoder.parts import Part
 from engineworks.engines.engine_session import serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, LoweredDecoder, Situation
 from engineworks.measure.decoder.situations import worst_of
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
 from engineworks.steps.decoder.situations import Situations
 from engineworks.steps.decoder.texts import STREAMS, Texts, read_texts, situation_texts
-from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 
 
@@ -44,21 +42,11 @@ def run(job: StepJob) -> None:
                 found.append(_situations(session, texts, reference, comparison))
             finally:
                 session.close()
-    lowered = json.loads((job.inputs["lowered"] / LOWERED_FILE).read_text(encoding="utf-8"))
+    lowered = LoweredDecoder.read(job.inputs["lowered"])
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
-    job.write_json(
-        ACCURACY_FILE,
-        {
-            "outputs": {decoder["interface"]["logits"]: comparison.result().to_json()},
-            "metric": metric,
-            "samples": len(texts.texts),
-            "batches": [1],
-            "decoder": {
-                "computes": decoder["computes"], "situations": situations, "prompts": prompts,
-                "usual_error": usual_error, "moved": lowered["moved"],
-            },
-        },
-    )  # fmt: skip
+    outputs = {decoder["interface"]["logits"]: comparison.result()}
+    made = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error, lowered.moved)
+    job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=made))
 
 
 def _open(job: StepJob, engine: VerifiedEngine, streams: int) -> DecoderSession:
@@ -74,7 +62,7 @@ def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:
 
 def _texts(
     session: DecoderSession, texts: Texts, reference: Reference
-) -> tuple[OutputComparison, dict[str, Any], float]:
+) -> tuple[OutputComparison, MetricFigures, float]:
     """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit."""
     comparison, own, wanted = OutputComparison(0), [], []
     squares, count = 0.0, 0
@@ -90,12 +78,12 @@ def _texts(
             error = got.astype(np.float64) - kept
             squares, count = squares + float(np.square(error).sum()), count + error.size
     usual = float(np.sqrt(squares / count)) if count and np.isfinite(squares) else 0.0
-    return comparison, compare_texts(own, wanted).to_json(), usual
+    return comparison, compare_texts(own, wanted).metric(), usual
 
 
 def _prompts(
     session: DecoderSession, prompts: Sequence[Tokens], reference: Reference, usual_error: float, job: StepJob
-) -> list[dict[str, Any]]:
+) -> tuple[Continuation, ...]:
     tokenizer = load_tokenizer(job.inputs["build"])
     found = []
     for index, prompt in enumerate(prompts):
@@ -104,15 +92,15 @@ def _prompts(
         parted = parting(tokens, wanted.tokens.tolist())
         gap = None if parted is None else _gap(wanted.candidates[parted], wanted.logits[parted], tokens[parted])
         found.append(
-            {
-                "prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(tokens),
-                "reference_text": tokenizer.decode(wanted.tokens.tolist()), "engine": tokens,
-                "reference": wanted.tokens.tolist(), "parted": parted, "gap": gap,
-                "same_text": tokenizer.decode(tokens[:parted]) if parted is not None else None,
-                "why": "" if parted is None else why_parted(gap, usual_error),
-            }
+            Continuation(
+                prompt=tokenizer.decode(prompt.tolist()), text=tokenizer.decode(tokens),
+                reference_text=tokenizer.decode(wanted.tokens.tolist()), engine=tuple(tokens),
+                reference=tuple(wanted.tokens.tolist()), parted=parted, gap=gap,
+                same_text=tokenizer.decode(tokens[:parted]) if parted is not None else None,
+                why="" if parted is None else why_parted(gap, usual_error),
+            )
         )  # fmt: skip
-    return found
+    return tuple(found)
 
 
 def generate(session: DecoderSession, prompt: Tokens, new: int) -> list[int]:
@@ -134,7 +122,7 @@ def _gap(candidates: NDArray[np.int64], logits: NDArray[np.float32], token: int)
 
 def _situations(
     session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
-) -> dict[str, Any]:
+) -> dict[str, Situation]:
     """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
     situations = Situations(session, situation_texts(texts, session.interface.context), texts.long)
     found, expected = situations.run(), reference.end()

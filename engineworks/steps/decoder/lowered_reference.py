@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
+from engineworks.measure.decoder.report import LoweredDecoder
 from engineworks.measure.decoder.situations import worst_position
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.steps.decoder.made_feeds import Feeds, prompt_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts, situation_texts
-from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 
 
@@ -36,15 +36,14 @@ def run(job: StepJob) -> None:
     except RunError as error:
         why = textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
         job.say(f"how far one rounding moves the logits is not known: {why}")
-    job.write_json(LOWERED_FILE, {"moved": moved, "why": why})
+    job.write(LoweredDecoder(moved, why))
 
 
 def _moved(model: Path, interface: DecoderInterface, feeds: Feeds) -> float | None:
     """Return the largest movement of a position's logits, relative to their spread; None where it is not finite."""
     graph, _ = graph_with_rounding(model)
     plain, noisy = (_logits(model, interface, feeds, given) for given in (None, graph))
-    worst: float | None = worst_position(noisy, plain)["difference"]
-    return worst
+    return worst_position(noisy, plain, 0).difference
 
 
 def _logits(model: Path, interface: DecoderInterface, feeds: Feeds, graph: bytes | None) -> NDArray[Any]:

@@ -4,12 +4,12 @@ gives alone. `measure.decoder.situations` says what holds and how far logits may
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
+from engineworks.measure.decoder.report import Refusal, Situation
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
 STEPS = 6
@@ -28,16 +28,16 @@ class Situations:
         self._prompts = [max(1, len(text) - STEPS) for text in self._texts]
         self._plain = [self._alone(0, text, prompt) for text, prompt in zip(self._texts, self._prompts, strict=True)]
 
-    def run(self) -> dict[str, dict[str, Any]]:
+    def run(self) -> dict[str, Situation]:
         """Return the worst difference of each situation, with its stream and position."""
-        every: Mapping[str, Callable[[], dict[str, Any]]] = {
+        every: Mapping[str, Callable[[], Situation]] = {
             "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
         graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
         return {name: situation() for name, situation in every.items()} | graph
 
-    def end(self, count: int) -> tuple[dict[str, dict[str, Any]], Logits]:
+    def end(self, count: int) -> tuple[dict[str, Situation], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
 
         Returns the situations `end` and `beyond`, and the last `count` logits of the first way.
@@ -59,21 +59,21 @@ class Situations:
         parts += [self._session.step({stream: text[i : i + 1]})[stream] for i in range(prompt, len(text))]
         return np.concatenate(parts)
 
-    def _at_once(self) -> dict[str, Any]:
+    def _at_once(self) -> Situation:
         found = []
         for index, text in enumerate(self._texts):
             self._session.reset()
             found.append((index, self._session.step({0: text})[0], self._plain[index]))
         return self._worst(found)
 
-    def _alongside(self) -> dict[str, Any]:
+    def _alongside(self) -> Situation:
         return self._worst(self._together({i: i for i in range(len(self._texts))}))
 
-    def _places(self) -> dict[str, Any]:
+    def _places(self) -> Situation:
         last = self._session.streams - 1
         return self._worst(self._together({i: last - i for i in range(len(self._texts))}))
 
-    def _lengths(self) -> dict[str, Any]:
+    def _lengths(self) -> Situation:
         """Prompts of different lengths in one call, then all step by step until each has ended."""
         prompts = {i: max(1, prompt - 2 * i) for i, prompt in enumerate(self._prompts)}
         return self._worst(self._together({i: i for i in range(len(self._texts))}, prompts))
@@ -94,7 +94,7 @@ class Situations:
                 at[i] += 1
         return [(i, np.concatenate(parts[i]), self._plain[i]) for i in places]
 
-    def _joining(self) -> dict[str, Any]:
+    def _joining(self) -> Situation:
         """Stream 0 runs; others join at its third token, one leaves two tokens later, and text 0 takes its place."""
         self._session.reset()
         runs = {0: (0, [self._session.step({0: self._texts[0][: self._prompts[0]]})[0]])}
@@ -116,7 +116,7 @@ class Situations:
     def _begin(self, stream: int, text: int) -> tuple[int, list[Logits]]:
         return text, [self._session.step({stream: self._texts[text][: self._prompts[text]]})[stream]]
 
-    def _reused(self) -> dict[str, Any]:
+    def _reused(self) -> Situation:
         """The buffers hold a longer text; then another text runs in them."""
         found = []
         for index, text in enumerate(self._texts):
@@ -129,23 +129,23 @@ class Situations:
             found.append((index, np.concatenate(parts), self._plain[index]))
         return self._worst(found)
 
-    def _again(self) -> dict[str, Any]:
+    def _again(self) -> Situation:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
 
-    def _graph(self) -> dict[str, Any]:
+    def _graph(self) -> Situation:
         """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
         self._session.use_graphs(False)
         without = self._alone(0, self._texts[0], self._prompts[0])
         self._session.use_graphs(True)
         return self._worst([(0, without, self._plain[0])])
 
-    def _beyond(self) -> dict[str, Any]:
+    def _beyond(self) -> Refusal:
         try:
             self._session.step({0: self._long[:1]})
         except RunError:
-            return {"refused": True}
-        return {"refused": False}
+            return Refusal(True)
+        return Refusal(False)
 
-    def _worst(self, found: Sequence[tuple[int, Logits, Logits]], first: int = 0) -> dict[str, Any]:
+    def _worst(self, found: Sequence[tuple[int, Logits, Logits]], first: int = 0) -> Situation:
         """found: text, its logits here, and those that it should have."""
-        return worst_of([{**worst_position(got, plain, first), "stream": i} for i, got, plain in found])
+        return worst_of([worst_position(got, plain, i, first) for i, got, plain in found])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.measure.accuracy import worst_cosine
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.steps.partial_quantization.groups import Group
 
 CHANCE_SAMPLES = 4
@@ -30,7 +30,7 @@ class Trial:
     group: Group
     noise: float
     loss: float | None
-    report: Mapping[str, Any]
+    report: Accuracy
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -38,33 +38,22 @@ class Trial:
             "name": self.group.name, "nodes": list(self.group.nodes),
             "noise": self.noise if math.isfinite(self.noise) else None,
             "sqnr_db": -10 * math.log10(self.noise) if 0 < self.noise < math.inf else None,
-            "cosine": worst_cosine(self.report["outputs"]),
-            "metric": (self.report["metric"] or {}).get("engine"),
+            "cosine": self.report.worst_cosine,
+            "metric": self.report.metric and self.report.metric.engine,
             "loss": self.loss if self.loss is not None and math.isfinite(self.loss) else None,
             "seconds": self.seconds,
         }  # fmt: skip
 
 
-def make_trial(group: Group, report: Mapping[str, Any], seconds: float = 0.0) -> Trial:
+def make_trial(group: Group, report: Accuracy, seconds: float = 0.0) -> Trial:
     """Make the trial of a group from the accuracy report of the model in which only it is quantized."""
-    return Trial(group, worst_noise(report), metric_loss(report), report, seconds)
+    loss = report.metric.loss() if report.metric else None
+    return Trial(group, worst_noise(report), loss, report, seconds)
 
 
-def worst_noise(report: Mapping[str, Any]) -> float:
-    """Return the largest noise of any output: 10^(-SQNR / 10)."""
-    return max((_noise(output) for output in report["outputs"].values()), default=0.0)
-
-
-def metric_loss(report: Mapping[str, Any]) -> float | None:
-    """Return the lost share of fp32's task metric; None without labels, because the outputs are more precise then."""
-    metric = report.get("metric")
-    if not metric or metric["kind"] != "labels":
-        return None
-    engine, reference = metric["engine"], metric["reference"]
-    if engine is None or reference is None:
-        return math.inf
-    lost = engine - reference if metric["lower_is_better"] else reference - engine
-    return float(lost / max(abs(reference), 1e-12))
+def worst_noise(report: Accuracy) -> float:
+    """Return the largest noise of any output."""
+    return max(output.noise for output in report.outputs.values())
 
 
 def rank(trials: Sequence[Trial], samples: int) -> list[Trial]:
@@ -120,11 +109,3 @@ def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bo
         if holds(fewer):
             kept = fewer
     return kept
-
-
-def _noise(output: Mapping[str, Any]) -> float:
-    if output["nonfinite"] or output["max_abs"] is None:
-        return math.inf
-    if output["sqnr_db"] is None:  # equal, or a reference of zeros
-        return 0.0 if not output["max_abs"] else math.inf
-    return float(10 ** (-output["sqnr_db"] / 10))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.calibrate.ranges import Ranges
 from engineworks.model.lower.quantizable import QUANTIZABLE, Activation, NodePlan, plan_quantization
 from engineworks.model.lower.quantize import quantize
@@ -25,8 +26,6 @@ from engineworks.steps.task_metric import TaskComparison
 
 if TYPE_CHECKING:
     import onnx
-
-Report = dict[str, Any]
 
 
 class Trials:
@@ -73,7 +72,7 @@ class Trials:
             on_trial(trials[-1])
         return trials
 
-    def without(self, kept: Sequence[Group]) -> Report:
+    def without(self, kept: Sequence[Group]) -> Accuracy:
         """Report on the recipe's model without the nodes of the groups. Raises `RunError`, and `LoweringError` if
         nothing is left to quantize."""
         keep = keep_patterns(kept, self.candidates)
@@ -83,7 +82,7 @@ class Trials:
     def _first(self, group: Group) -> int:
         return min(self._at[name] for name in group.nodes)
 
-    def _alone(self, group: Group, prefix: Prefix) -> Report:
+    def _alone(self, group: Group, prefix: Prefix) -> Accuracy:
         rest, batches = prefix.rest(), prefix.batches
         by_format: dict[str, list[str]] = {}
         for name in group.nodes:
@@ -101,7 +100,7 @@ class Trials:
         operands = {rest.graph.node[at].name: _operands(plan) for at, plan in planned.items()}
         return operands == {name: _operands(self._plans[name]) for name in group.nodes}
 
-    def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Report:
+    def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Accuracy:
         """Report as the step `compare` does. Outputs that the (cut) model does not make are those of fp32."""
         integer_kernels = bool(self._job.params["integer_kernels"])
         session = CutSession(model, self._scratch, integer_kernels=integer_kernels)
@@ -112,11 +111,8 @@ class Trials:
             for name, comparison in comparisons.items():
                 _add(comparison, name, got, wanted)
             task.add(feeds, got, wanted)
-        return {
-            "outputs": {name: c.result().to_json() for name, c in comparisons.items()},
-            "metric": task.result(),
-            "samples": self._samples.count,
-        }
+        outputs = {name: c.result() for name, c in comparisons.items()}
+        return Accuracy(outputs, task.result(), self._samples.count, tuple(self._job.params["batches"]))
 
     def _run_reference(self) -> tuple[list[Tensors], float]:
         """Return fp32's outputs, and the seconds of one pass over the samples once the model is loaded."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.host.packages import LazyModule
-
 from engineworks.measure.accuracy_report import MetricFigures
 from engineworks.measure.decoder.report import Continuation
 

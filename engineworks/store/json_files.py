@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from engineworks.errors import EngineworksError
+
 SAMPLES = b'samples": ['
 NOT_NUMBERS = (b"[", b"{", b'"')
 """First characters of values that may contain commas."""
@@ -20,6 +22,17 @@ def read_json_file(path: Path | str) -> Any:
     """
     with open(path, "rb") as file:  # noqa: PTH123 - a store asks for thousands
         return parse_json(file.read())
+
+
+def read_json_object(path: Path, error: type[EngineworksError]) -> dict[str, Any]:
+    """Return the object in a file that others wrote. Raises `error` where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise error(f"{path}: cannot be read as JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: is not a JSON object")
+    return value
 
 
 def without_samples(data: bytes, longest: int) -> bytes:

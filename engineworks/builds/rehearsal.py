@@ -1,6 +1,6 @@
 """Builds recipes with other versions of packages, beside the present ones, and compares the results.
 
-Engines that both sides can run are timed in turns, so that a drift of the host does not decide.
+Engines that both sides can run are timed interleaved, so that a drift of the host does not decide.
 
 Each side builds in an environment and artifacts of its own, under `artifacts/rehearse/`: store, MLflow database and
 champions of the present are neither read nor written. Both keep what they built for the next rehearsal.
@@ -96,14 +96,14 @@ def _time_in_turns(
     for plan, engine in ((p, e) for p in plans for e in p.engines):
         if "measure" not in engine.steps or not all(engine.id in side for side in measured):
             continue
-        say(f"{engine.id}: both versions in turns")
+        say(f"{engine.id}: both versions, interleaved")
         pairs = [(python, side[engine.id]) for python, side in zip(pythons, measured, strict=True)]
         try:
             found[engine.id] = time_in_turns(
                 engine, plan.steps[engine.steps["measure"]], store, pairs, _environ(artifacts, settings)
             )
         except EngineworksError as error:
-            say(f"{engine.id}: not timed in turns: {error.message}")
+            say(f"{engine.id}: not timed interleaved: {error.message}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""One engine of two environments, timed in turns: each side is a process with a Python of its own."""
+"""One engine of two environments, timed interleaved: each side is a process with a Python of its own."""
 
 from __future__ import annotations
 

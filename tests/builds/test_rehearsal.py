@@ -53,5 +53,5 @@ def test_the_page_of_a_scorecard_names_what_is_worse_first() -> None:
     page = render_scorecard(Rehearsal(("onnxruntime==1.30.0",), (worse, same), Path("scorecard.json")))
     assert page.index("tiny/int8/cpu") < page.index("tiny/fp32/cpu")
     assert "1.200 to 1.400" in page
-    assert "in turns, 15 rounds" in page
+    assert "interleaved, 15 rounds" in page
     assert "slower at single: &lt;b&gt;" in page

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
+from engineworks.typed_json import Document
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -35,7 +36,7 @@ KS_ALPHA = 0.001
 
 
 @dataclass(frozen=True)
-class InputStatistics:
+class InputStatistics(Document):
     """One input over all samples. mean, std: of all finite values; nonfinite: how many were NaN or infinite.
 
     drawn: some of the values, sorted. samples: how many samples they come from.
@@ -58,13 +59,6 @@ class InputStatistics:
     @property
     def floating(self) -> bool:
         return self.dtype.startswith(("float", "bfloat"))
-
-    def to_json(self) -> dict[str, object]:
-        return {**vars(self), "drawn": list(self.drawn)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> InputStatistics:
-        return cls(**{**value, "drawn": tuple(value["drawn"])})
 
 
 class InputWatch:

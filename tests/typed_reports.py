@@ -7,6 +7,7 @@ from typing import Any
 
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, ShapeFigures
 
 
@@ -57,3 +58,15 @@ def latency_json(shapes: Mapping[str, Any] | None = None, **changes: Any) -> dic
 def latency(shapes: Mapping[str, Any] | None = None, **changes: Any) -> Latency:
     """shapes: by name, as JSON."""
     return Latency.from_json(latency_json(shapes, **changes))
+
+
+def comparison_json(method: str = "measured", **changes: Any) -> dict[str, Any]:
+    """changes: `shapes`, by name, need no more than what a test is about."""
+    names = ("engine", "model", "version", "digest", "build_key", "run")
+    known = {"champion": dict.fromkeys(names, ""), "digest": "new", "limit": 0.05, "confidence": 0.99, "earlier": []}
+    shapes = {name: {"ratio": 1.0, "interval": None, "rounds": 0} | s for name, s in changes.pop("shapes", {}).items()}
+    return known | {"method": method, "shapes": shapes} | changes
+
+
+def champion_comparison(method: str = "measured", **changes: Any) -> ChampionComparison:
+    return ChampionComparison.from_json(comparison_json(method, **changes))

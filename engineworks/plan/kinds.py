@@ -18,6 +18,7 @@ from engineworks.errors import (
     StepError,
 )
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.typed_json import Report
 
@@ -26,7 +27,6 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
 LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
@@ -100,7 +100,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(Latency,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
-        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
+        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=ChampionComparison.FILE,
+        typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
         2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,

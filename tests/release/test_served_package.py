@@ -154,6 +154,20 @@ def test_a_candidate_is_served_beside_the_champion(
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
 
 
+def test_two_engines_are_served_together(
+    built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: InstalledServer
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    command = ["serve", "recipes/tiny.yaml", "--together", "--seconds", "1", "--json"]
+    assert _run([*command, "--memory-mib", "1"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["engines"]
+    assert found["report"]["models"].keys() == {"tiny-fp32-cpu", "tiny-int8-cpu"}
+    assert {c["name"]: c["verdict"] for c in found["checks"]} == {
+        "together.memory": "fail", "together.p99[tiny-fp32-cpu]": "pass", "together.p99[tiny-int8-cpu]": "pass",
+    }  # fmt: skip
+    assert all(one["memory_mib"] > 10 for one in found["report"]["models"].values())
+
+
 def test_without_a_server_the_command_says_what_to_do(
     built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

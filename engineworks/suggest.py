@@ -9,7 +9,7 @@ ALIASES = {
     "float": "float32", "fp32": "float32", "single": "float32", "half": "float16", "fp16": "float16",
     "double": "float64", "fp64": "float64", "int": "int32", "long": "int64", "float32": "fp32", "float16": "fp16",
     "bfloat16": "bf16", "accuracy": "top1", "acc": "top1", "min_max": "minmax", "kl": "entropy",
-    "w8a16": "int8_weights", "w4a16": "int4_weights",
+    "w8a16": "int8_weights", "w4a16": "int4_weights", "int4_int8": "w4a8",
 }  # fmt: skip
 """Names in other tools; an alias counts only if its meaning is one of the known words."""
 

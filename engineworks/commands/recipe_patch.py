@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
+import re
 from collections.abc import Callable
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import InputError
+from engineworks.errors import InputError, RecipeError
+from engineworks.host.atomic_write import write_atomically
 from engineworks.recipe.yaml_nodes import parse_yaml
 
 
@@ -26,20 +27,68 @@ def with_change(text: str, change: Callable[[Any], None], shown: str, what: str)
         return text
     newline = "\r\n" if "\r\n" in text else "\n"
     plain = text.replace("\r\n", "\n")
-    document = load_document(plain)
-    unchanged = dump_document(document)
-    change(document)
-    changed = spliced(plain, unchanged, dump_document(document))
-    if parse_yaml(changed, shown).plain() != wanted:
+    changed = with_values(plain, wanted)
+    if parse_yaml(changed, shown).plain() != wanted:  # keys are added
+        document, style = load_document(changed), indents(changed)
+        unchanged = dump_document(document, style)
+        change(document)
+        changed = spliced(changed, unchanged, dump_document(document, style))
+    if not _is_right(changed, wanted, shown) or comments(changed) != comments(plain):
         raise InputError(f"{shown}: {what} cannot be changed by themselves", hint="write them into it by hand")
     return changed.replace("\n", newline)
+
+
+def _is_right(text: str, wanted: Any, shown: str) -> bool:
+    try:
+        return bool(parse_yaml(text, shown).plain() == wanted)
+    except RecipeError:
+        return False
+
+
+def with_values(text: str, wanted: Any) -> str:
+    """Return the text with the numbers of `wanted` in place of those that stand at the same keys; all else stays."""
+    from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+    edits: list[tuple[int, int, str]] = []
+    seen: set[int] = set()
+
+    def walk(node: Node, value: Any) -> None:
+        if id(node) in seen:
+            return  # an alias: its anchor's value is that of another key, too
+        seen.add(id(node))
+        if isinstance(node, MappingNode) and isinstance(value, dict):
+            for key, inner in node.value:
+                if key.value in value:
+                    walk(inner, value[key.value])
+        elif isinstance(node, ScalarNode) and isinstance(value, float) and not node.anchor:
+            start, end = node.start_mark.index, node.end_mark.index
+            if _number(text[start:end]) not in (None, value):
+                edits.append((start, end, repr(value)))
+
+    walk(_yaml().compose(text), wanted)
+    for start, end, value in sorted(edits, reverse=True):
+        text = text[:start] + value + text[end:]
+    return text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def comments(text: str) -> list[str]:
+    """Return what follows each # that begins a comment, in any order, without spaces at the end."""
+    return sorted(found.rstrip() for found in re.findall(r"(?:^|\s)#(.*)", text, re.M))
 
 
 def difference(before: str, after: str, shown: str) -> str:
     """Return both texts as a unified diff; empty if they are equal."""
     lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
     name = shown.lstrip("/")
-    return "".join(unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}"))
+    found = unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}")
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
 def load_document(text: str) -> Any:
@@ -47,19 +96,39 @@ def load_document(text: str) -> Any:
     return _yaml().load(text)
 
 
-def dump_document(document: Any) -> str:
+Indents = tuple[int, int]
+"""Columns that a mapping within another, and the dash of a list, are indented."""
+
+USUAL: Indents = (2, 2)
+
+
+def indents(text: str) -> Indents:
+    """Return how the text is indented, by its first mapping within another and its first list."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    columns = [len(line) - len(line.lstrip()) for line in lines]
+    steps = [
+        (line.lstrip().startswith("- "), here - before)
+        for before, here, above, line in zip(columns, columns[1:], lines, lines[1:], strict=False)
+        if above.partition(" #")[0].rstrip().endswith(":")
+    ]
+    mapping = next((step for is_list, step in steps if not is_list and step > 0), USUAL[0])
+    return mapping, next((step for is_list, step in steps if is_list and step >= 0), USUAL[1])
+
+
+def dump_document(document: Any, style: Indents = USUAL) -> str:
     out = io.StringIO()
-    _yaml().dump(document, out)
+    _yaml(style).dump(document, out)
     return out.getvalue()
 
 
-def _yaml() -> Any:
+def _yaml(style: Indents = USUAL) -> Any:
     from ruamel.yaml import YAML
 
+    mapping, dash = style
     yaml = YAML(typ="rt", pure=True)
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
-    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.indent(mapping=mapping, sequence=dash + 2, offset=dash)
     return yaml
 
 
@@ -73,19 +142,17 @@ def spliced(text: str, unchanged: str, changed: str) -> str:
         return changed
     result: list[str] = []
     for tag, start, stop, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        below: list[str] = []
+        while tag == "insert" and result and (not result[-1].strip() or result[-1].lstrip().startswith("#")):
+            below.insert(0, result.pop())  # comments and blank lines belong to what follows
         result.extend(lines[start:stop] if tag == "equal" else after[first:last])
+        result.extend(below)
     return "\n".join(result) + "\n"
 
 
 def replace_file(file: Path, text: str) -> None:
     """Replace the file's text atomically and keep the file's permissions. Raises `InputError`."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        try:
-            partial.write_bytes(text.encode())
-            partial.chmod(file.stat().st_mode & 0o777)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(file, text.encode(), mode=file.stat().st_mode & 0o777)
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}") from None

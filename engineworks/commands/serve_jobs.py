@@ -91,7 +91,7 @@ class Server:
     def serve(self, selected: Selected, more: Job, limits: Job | None) -> Iterator[Judged]:
         """Run the step `serve` for each. more: parameters that replace the recipe's; limits: of the load."""
         for engine in selected.engines:
-            job = self._job(selected.plan, engine, "serve")
+            job = job_of(selected.plan, self._store, engine, "serve")
             job["params"] |= more
             job["inputs"] |= {"build": str(engine.folder)}
             job["unkeyed"] |= {"passport": str(engine.passport.source)}
@@ -107,7 +107,7 @@ class Server:
             champion = selected.champions[candidate.passport.id]
             cosine = next(v.cosine for k, v in recipe.accuracy.limits.items() if k == candidate.precision)
             limits = shadow_limits(regression, cosine)
-            job = self._job(selected.plan, candidate, "shadow")
+            job = job_of(selected.plan, self._store, candidate, "shadow")
             job["params"] |= {
                 "champion": "the champion", "limit": limits["latency"],
                 "max_s": seconds or (regression.max_s if regression else None),
@@ -127,7 +127,7 @@ class Server:
         for selected in several:
             load = selected.plan.loaded.recipe.performance.serving.load
             for engine in selected.engines:
-                job = self._job(selected.plan, engine, "together")
+                job = job_of(selected.plan, self._store, engine, "together")
                 names = ("samples", "labels", "package", "batches")
                 made = job["inputs"].get("evaluation")
                 evaluation = str(find_made(Path(made))) if made else job["unkeyed"]["evaluation"]
@@ -144,20 +144,6 @@ class Server:
         p99 = {model: limits[engine] for model, engine in report["engines"].items()}
         yield Judged("together", together_checks(report, memory_mib, p99), report)
 
-    def _job(self, plan: Plan, engine: PackagedEngine, kind: str) -> Job:
-        """Return the job of a kind for an engine, with what the step `serve` of its plan has."""
-        documents = Documents(plan.loaded, FileDigests(None))
-        planned = next(e for e in plan.engines if e.id == engine.passport.id)
-        compare = plan.steps[planned.steps["compare"]]
-        compared = (compare.key, dict(compare.document))
-        document, unkeyed = documents.serve(planned.target, planned.steps["build"], compared, {})
-        stored = {role: self._store.get(key) for role, key in document["inputs"].items() if role != "build"}
-        return {
-            "kind": kind, "id": f"{engine.passport.id}/{kind}", "params": dict(document["params"]),
-            "inputs": {role: str(artifact.path) for role, artifact in stored.items() if artifact is not None},
-            "unkeyed": {k: [str(p) for p in v] if isinstance(v, list | tuple) else str(v) for k, v in unkeyed.items()},
-        }  # fmt: skip
-
     def _run(self, job: Job, report: str) -> Mapping[str, Any]:
         out = self._folder / f"served{len(list(self._folder.iterdir()))}"
         out.mkdir()
@@ -168,3 +154,18 @@ class Server:
             )  # fmt: skip
         value: Mapping[str, Any] = read_json_file(out / report)
         return value
+
+
+def job_of(plan: Plan, store: Store, engine: PackagedEngine, kind: str) -> Job:
+    """Return the job of a kind for an engine, with what the step `serve` of its plan has."""
+    documents = Documents(plan.loaded, FileDigests(None))
+    planned = next(e for e in plan.engines if e.id == engine.passport.id)
+    compare = plan.steps[planned.steps["compare"]]
+    compared = (compare.key, dict(compare.document))
+    document, unkeyed = documents.serve(planned.target, planned.steps["build"], compared, {})
+    stored = {role: store.get(key) for role, key in document["inputs"].items() if role != "build"}
+    return {
+        "kind": kind, "id": f"{engine.passport.id}/{kind}", "params": dict(document["params"]),
+        "inputs": {role: str(artifact.path) for role, artifact in stored.items() if artifact is not None},
+        "unkeyed": {k: [str(p) for p in v] if isinstance(v, list | tuple) else str(v) for k, v in unkeyed.items()},
+    }  # fmt: skip

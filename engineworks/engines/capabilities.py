@@ -18,7 +18,7 @@ from functools import lru_cache
 
 Version = tuple[int, ...]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "w4a8", "as_is")
 
 GEMMS = ("Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 """Operators that TensorRT-RTX compiles to a matrix multiplication."""
@@ -148,6 +148,8 @@ def _quantized_otherwise(backend: str, since: Version) -> tuple[Refusal, ...]:
     )  # fmt: skip
 
 
+_W4A8 = "{title} has no products of int4 weights and int8 activations; use int4_weights on this target"
+
 REFUSALS = (
     Refusal(
         "tensorrt_rtx", (1, 7), END, PRECISIONS, (), "{title} {version} does not have {found}; replace it, " + _ON_CPU,
@@ -218,6 +220,8 @@ REFUSALS = (
         "tensorrt", (10,), END, ("fp8",), ("7.5", "8.0", "8.6", "8.7"),
         "compute capability {capability} has no fp8; use int8 or fp16 on this target",
     ),
+    Refusal("tensorrt_rtx", (1, 4), END, ("w4a8",), (), _W4A8),
+    Refusal("tensorrt", (10,), END, ("w4a8",), (), _W4A8),
     Refusal(
         "onnxruntime", (1,), END, ("bf16",), (),
         "{title} has no bf16 kernels for the CPU; use fp32 or int8 on this target, or bf16 on a GPU target",

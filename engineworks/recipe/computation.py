@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engineworks.engines import backends
-from engineworks.recipe.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, Recipe
+from engineworks.recipe.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, W4A8, Recipe
 
 WORTHWHILE_NODES = ("worthwhile:*",)
 """`quantizable.WORTHWHILE`, repeated here so that a plan needs no ONNX."""
@@ -22,7 +22,8 @@ class Computation:
     """How an engine computes.
 
     around: fp32, fp16 or bf16. quantized: format → globs of the nodes that have it. keep: globs of nodes that
-    calibrated formats exclude. fp32: globs of nodes that stay fp32 within fp16 or bf16.
+    calibrated formats exclude. fp32: globs of nodes that stay fp32 within fp16 or bf16. dynamic: the precision's name
+    where activations are rounded as they come, '' otherwise.
     """
 
     unquantized: str
@@ -30,6 +31,7 @@ class Computation:
     keep: tuple[str, ...] = ()
     fp32: tuple[str, ...] = ()
     as_is: bool = False
+    dynamic: str = ""
 
     @property
     def calibrated(self) -> bool:
@@ -39,7 +41,8 @@ class Computation:
     @property
     def parts(self) -> tuple[str, ...]:
         """The plain precisions that a target must support."""
-        return (AS_IS,) if self.as_is else (*self.quantized, self.unquantized)
+        dynamic = (self.dynamic,) if self.dynamic else ()
+        return (AS_IS,) if self.as_is else (*dynamic, *self.quantized, self.unquantized)
 
     def to_json(self) -> dict[str, Any]:
         """Parameters of the lower step besides the name; empty ones are left out."""
@@ -63,6 +66,8 @@ def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
         return Computation("fp32", as_is=True)
     unquantized = recipe.calibration.unquantized or backends.backend(backend).TRAITS.unquantized
     keep = recipe.calibration.keep
+    if precision == W4A8:
+        return Computation(unquantized, {"int4_weights": WORTHWHILE_NODES}, dynamic=W4A8)
     mixture = recipe.mixtures.get(precision)
     if mixture is None:
         return Computation(unquantized, {precision: WORTHWHILE_NODES}, keep)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from engineworks.errors import Problem
 from engineworks.recipe.metric import metric_name
-from engineworks.recipe.recipe import AUTO, Recipe
+from engineworks.recipe.recipe import AUTO, W4A8, Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
 from engineworks.suggest import did_you_mean
 
-DECODER_PRECISIONS = ("fp32", "fp16", "int8_weights", "int4_weights")
+DECODER_PRECISIONS = ("fp32", "fp16", "int8_weights", "int4_weights", W4A8)
 DECODER_DIMS = ("prompt", "new", "streams")
 """What a named shape of a decoder says: tokens of the prompt, tokens generated, and sequences at once."""
 
@@ -77,6 +77,9 @@ def check_decoder(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def _keys_of_decoders(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for index, precision in enumerate(recipe.precisions):
+        if precision == W4A8:
+            yield Problem(node.at(("precisions", index)).place, "'w4a8' is for decoders only", "use int4_weights")
     for precision, limits in recipe.accuracy.limits.items():
         for field in ("greedy_agreement", "token_agreement"):
             if getattr(limits, field) is not None:

@@ -35,8 +35,11 @@ CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
 AS_IS = "as_is"
 """The precision of a model that brings its own, which is passed on unchanged."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
-PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
+W4A8 = "w4a8"
+"""Weights in int4 by blocks, activations rounded to int8 as they come: decoders on the CPU."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "w4a8", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "w4a8", "as_is")
 
 AUTO = "auto"
 """In place of precisions: try those of each target, and choose."""

@@ -88,7 +88,8 @@ def _write_text(job: StepJob, tokenized: Tokenized, slices: list[Any]) -> None:
 
 
 def _slice_array(slices: list[Any]) -> NDArray[np.str_]:
-    return np.array([str(name).strip() for name in slices])
+    missing = (None, *(name for name in slices if name != name))  # NaN of a table
+    return np.array(["" if name in missing else str(name).strip() for name in slices])
 
 
 def _images(job: StepJob) -> list[str]:

@@ -26,6 +26,9 @@ Rows = Mapping[str, Array]
 DRAWS_OF_USERS = 20
 """Draws of a slice's rows for a metric of the user's, which may be slow."""
 
+UNNAMED = "(unnamed)"
+"""The slice of samples whose name is empty or missing."""
+
 MOST_SLICES = 200
 """Maximum number of slices that are judged: more are no slices but ids."""
 
@@ -130,6 +133,8 @@ class TaskComparison:
             )  # fmt: skip
         if names is None:
             return None
+        names = np.char.strip(names)
+        names = np.where(names == "", UNNAMED, names)
         if len(names) != count:
             raise ModelError(f"data.evaluation.slices: {len(names)} names of slices for {count} rows of the metric")
         if (many := len(np.unique(names))) > MOST_SLICES:

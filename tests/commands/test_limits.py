@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engineworks.cli import _run
+from engineworks.commands.recipe_patch import difference, with_change
+from engineworks.errors import InputError
 
 
 def test_limits_are_suggested_and_written_with_the_comments_kept(
@@ -42,3 +46,45 @@ def test_engines_of_other_hosts_keep_their_limits(repository: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "tiny/fp32/rtx40: its limits stay: it cannot run here" in said
     assert "no limit changes" in said
+
+
+BASE = "recipe: a\naccuracy:\n  limits:\n    int8: {cosine: 0.98}   # why\n"
+
+
+def with_limits(document: Any) -> None:
+    given = document.setdefault("accuracy", {}).setdefault("limits", {})
+    given.setdefault("int8", {})["cosine"] = 0.99
+    given.setdefault("fp32", {})["metric"] = 0.95
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (BASE, "    int8: {cosine: 0.99}   # why\n    fp32:\n      metric: 0.95\n"),
+        (BASE.rstrip("\n"), "cosine: 0.99}   # why"),
+        (
+            BASE.replace("  ", "    ") + "\n# tail\ntargets:\n- cpu\n",
+            "        fp32:\n            metric: 0.95\n\n# tail\n",
+        ),
+        (
+            "recipe: a\naccuracy:\n  limits: {fp32: {metric: .9},   # one\n           int8: {cosine: 9.8e-1}}   # two\n",
+            "# one",
+        ),
+        ("recipe: a\nprecisions: [int8]   # one\n", "  limits:\n    int8:\n      cosine: 0.99\n"),
+    ],
+    ids=["two spaces", "no line end", "four spaces", "over lines", "no limits"],
+)
+def test_a_change_keeps_the_style_and_git_applies_it(tmp_path: Path, text: str, kept: str) -> None:
+    after = with_change(text, with_limits, "a.yaml", "its limits")
+    assert kept in after
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    diff = difference(text, after, "a.yaml")
+    git = ["git", "-c", "safe.directory=*", "apply", "--unsafe-paths", f"--directory={tmp_path}", "-"]
+    done = subprocess.run(git, input=f"int8: cosine 0.99\n{diff}", text=True, cwd="/", capture_output=True, check=False)
+    assert (done.returncode, (tmp_path / "a.yaml").read_text(encoding="utf-8")) == (0, after), done.stderr
+
+
+def test_a_change_that_would_lose_a_comment_is_refused() -> None:
+    text = "recipe: a\naccuracy:\n  limits: {int8: {cosine: 0.98,   # one\n                  metric_ratio: 0.9}}\n"
+    with pytest.raises(InputError, match="cannot be changed by themselves"):
+        with_change(text, with_limits, "a.yaml", "its limits")

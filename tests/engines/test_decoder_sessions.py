@@ -16,6 +16,7 @@ from engineworks.errors import ModelError, RunError
 from engineworks.measure.decoder.situations import is_right
 from engineworks.model.decoder.interface import DecoderInterface, guess_cache, read_interface
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
+from engineworks.steps.decoder.fused_model import SourceModel, fused_model
 from engineworks.steps.decoder.situations import Situations
 from engineworks.tensors import TensorSpec
 
@@ -28,12 +29,14 @@ def interface_of(path: Path, context: int) -> DecoderInterface:
     return read_interface(graph_inputs(model), graph_outputs(model), context, {})
 
 
-@pytest.fixture(params=["in_place", "growing"])
+@pytest.fixture(params=["in_place", "growing", "fused"])
 def opened(request, tmp_path):
-    growing = request.param == "growing"
-    path = write_growing_decoder(tmp_path / "growing.onnx") if growing else IN_PLACE
+    path = write_growing_decoder(tmp_path / "growing.onnx") if request.param == "growing" else IN_PLACE
     face = interface_of(path, 96)
-    assert face.form == request.param
+    assert (face.form == "growing") == (request.param == "growing")
+    if request.param == "fused":
+        made = fused_model(SourceModel(path, face), tmp_path / "fused.onnx")
+        path, face = made.path, made.interface
     session = open_onnx_decoder(path, face, 4, OPTIONS)
     yield session
     session.close()
@@ -117,6 +120,17 @@ class Faulty(OrtInPlaceDecoder):
             low, high = min(tokens), max(tokens)
             for cache in self._caches.values():
                 cache[high, :, 0] = cache[low, :, 0]
+        if self.fault == "the last place is wrong" and self.streams - 1 in tokens:
+            made[self.streams - 1] = made[self.streams - 1][:, ::-1]
+        if self.fault == "padding is read" and len({len(t) for t in tokens.values()}) > 1:
+            longest = max(len(t) for t in tokens.values())
+            self._lengths = [longest if s in tokens else n for s, n in enumerate(self._lengths)]
+            self._lengths = [min(n, self.interface.context - 1) for n in self._lengths]
+        if self.fault == "the end is overwritten" and max(self._lengths) == self.interface.context:
+            made = {s: logits + 1e-2 * np.arange(logits.shape[1]) * (len(logits) == 1) for s, logits in made.items()}
+        self._calls = getattr(self, "_calls", 0) + 1
+        if self.fault == "worn" and self._calls > 60:
+            made = {s: np.roll(logits, 1, axis=-1) for s, logits in made.items()}
         return made
 
     def reset(self, streams=None):
@@ -132,6 +146,10 @@ class Faulty(OrtInPlaceDecoder):
         ("all rows at the first's position", "joining"),
         ("leak", "beside"),
         ("stale", "reused"),
+        ("the last place is wrong", "places"),
+        ("padding is read", "lengths"),
+        ("the end is overwritten", "end"),
+        ("worn", "again"),
     ],
 )
 def test_a_planted_fault_is_found(fault, expected):

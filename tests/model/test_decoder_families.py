@@ -8,6 +8,8 @@ import pytest
 
 from engineworks.errors import ModelError
 from engineworks.model.decoder.families import FAMILIES, check_family, context_problems
+from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.steps.decoder.fused_model import SourceModel, difference_of, fused_model
 
 CONTEXT = 48
 BASE = {
@@ -42,6 +44,10 @@ CASES = {
         "moe_intermediate_size": 32, "first_k_dense_replace": 1, "head_dim": 8,
     },
 }  # fmt: skip
+
+
+UNFUSED = ("deepseek_v3", "gpt_oss")
+"""Keys and values of different sizes, and sinks: their attention stays in standard operators on the CPU."""
 
 
 def test_every_family_has_a_case():
@@ -87,4 +93,9 @@ def test_an_export_gives_the_familys_own_logits(family, tmp_path):
     (tmp_path / "out").mkdir()
     _, face = export_decoder("model", tmp_path, CONTEXT, tmp_path / "out")  # raises where the logits differ
     assert face.form == "in_place"
+    plain = SourceModel(tmp_path / "out" / MODEL_FILE, face)
+    fused = fused_model(plain, tmp_path / "fused.onnx")
+    assert not fused or not difference_of(plain, fused, "fp32")
+    operators = {n.op_type for n in load_model((fused or plain).path, weights=False).graph.node}
+    assert ("GroupQueryAttention" in operators) == (family not in UNFUSED)
     assert json.loads(json.dumps(face.to_json()))["context"] == CONTEXT

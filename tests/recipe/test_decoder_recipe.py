@@ -118,6 +118,7 @@ def test_other_sources_and_texts(folder, edit):
     ("edit", "message"),
     [
         (("metric: perplexity", "metric: top1"), "'greedy_agreement' is a limit of decoders only"),
+        (("int4_weights]", "w4a8]"), "'w4a8' is for decoders only"),
         (("first_token_ms: 10", "first_token_ms: 10"), "'first_token_ms' is a budget of decoders only"),
     ],
 )

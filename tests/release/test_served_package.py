@@ -100,14 +100,16 @@ def test_the_command_serves_what_was_built_and_leaves_nothing(
 def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
     built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
 ) -> None:
-    from engineworks.commands.serve import _payloads
+    from engineworks.commands.serve_jobs import job_of
     from engineworks.steps.step_job import StepJob
     from engineworks.store.open import open_store
 
     monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
     engine = built.engine("tiny/int8/cpu")
     packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
-    (payload,) = _payloads(built.plan, [packaged], open_store(built.settings), {})
+    payload = job_of(built.plan, open_store(built.settings), packaged, "serve")
+    payload["inputs"]["build"] = str(engine.path.parent)
+    payload["unkeyed"]["passport"] = str(engine.passport)
     job = StepJob(
         payload["id"], payload["params"], {r: Path(p) for r, p in payload["inputs"].items()}, payload["unkeyed"],
         tmp_path, lambda _: None,

@@ -3,6 +3,7 @@ engines there; tests/engines/test_trt_build.py builds real ones."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ from engineworks.steps.job import main
 from engineworks.steps.step_job import StepJob
 from engineworks.store.store import Store
 
+BENCHMARK = Path("benchmarks/decoder_gpu.py").resolve()
 ENGINE = "tiny-decoder/fp16/rtx40"
 
 
@@ -111,6 +113,18 @@ def test_it_is_measured_at_the_recipes_shapes(made):
     for shape in shapes.values():
         assert shape["first_token_ms"] > 0
         assert shape["streams_that_fit"] > 100
+
+
+def test_the_benchmark_for_gpus_reads_what_the_steps_wrote(made, monkeypatch):
+    spec = importlib.util.spec_from_file_location("decoder_gpu", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "artifact", lambda engine, step: made[step])
+    figures, steps = benchmark.recorded_figures(ENGINE), benchmark.timed_steps(ENGINE)
+    assert all(situation["right"] for situation in figures["situations"].values())
+    assert set(figures["shapes"]) == {"chat", "busy"}
+    assert set(steps) == {"1 together", "4 together", "4 alone"}
+    assert all(step["step_ms"] > 0 for step in steps.values())
 
 
 def test_it_generates(made):

@@ -165,3 +165,9 @@ def test_a_function_of_ones_own_names_the_slices(tmp_path: Path) -> None:
     found = task.result()
     assert found is not None
     assert [(part.name, part.samples) for part in found.slices] == [("0", 40), ("1", 20)]
+
+
+def test_samples_without_a_name_are_a_slice_of_their_own(tmp_path: Path) -> None:
+    names = np.array(["a", "", "  ", " a "])[np.arange(60) % 4]
+    found = compared(tmp_path, {"name": "top1"}, RIGHT, RIGHT, LABELS, names)
+    assert [(part.name, part.samples) for part in found.slices] == [("(unnamed)", 30), ("a", 30)]

@@ -14,7 +14,7 @@ GUESS = "a guess"
 
 COSINE = {
     "fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.99, "fp8": 0.98, "int8_weights": 0.999,
-    "int4_weights": 0.97, "as_is": 0.9999,
+    "int4_weights": 0.97, "w4a8": 0.95, "as_is": 0.9999,
 }  # fmt: skip
 """Initial limits, by precision."""
 

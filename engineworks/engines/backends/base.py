@@ -297,7 +297,8 @@ class Traits:
     unquantized: precision of unquantized nodes in quantized models where the recipe sets none. smoke_options: options
     of a target that shorten a smoke build. quiet_options: options of a load beside other steps; they change no value.
     own_process: builds and runs use different child processes.
-    ort_integer_kernels: ONNX Runtime's integer kernels compute int8. relative_times: time of each precision relative to
+    ort_integer_kernels: ONNX Runtime's integer kernels compute int8. contrib_operators: a decoder's
+    graph may hold ONNX Runtime's own operators. relative_times: time of each precision relative to
     fp32, for backends whose speed does not follow a GPU's peak rates.
     """
 
@@ -309,6 +310,7 @@ class Traits:
     quiet_options: Mapping[str, object] = field(default_factory=dict)
     own_process: bool = False
     ort_integer_kernels: bool = False
+    contrib_operators: bool = False
     relative_times: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engineworks.engines.backends.base import Serving
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.engine_files import altered
@@ -89,7 +90,10 @@ class Generator:
         self._session.close()
 
 
-def open_generator(engine: VerifiedEngine, target: Mapping[str, Any], *, streams: int = 1) -> Generator:
+def open_generator(
+    engine: VerifiedEngine, target: Mapping[str, Any], *, streams: int = 1,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+) -> Generator:  # fmt: skip
     """Load a verified decoder with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
     host cannot run it."""
     if "decoder" not in engine.sidecar:
@@ -100,7 +104,9 @@ def open_generator(engine: VerifiedEngine, target: Mapping[str, Any], *, streams
         hint = "pip install 'engineworks[text]'"
         raise RunError("text needs tokenizers, which is not installed", hint=hint) from None
     tokenizer = tokenizers.Tokenizer.from_str(_tokenizer_text(engine))
-    return Generator(open_decoder(engine, target, streams), tokenizer, engine.sidecar["decoder"]["stop"])
+    return Generator(
+        open_decoder(engine, target, streams, serving=serving), tokenizer, engine.sidecar["decoder"]["stop"]
+    )
 
 
 def _tokenizer_text(engine: VerifiedEngine) -> str:

@@ -24,4 +24,5 @@ def open_shipped_decoder(folder: Path, passport: Passport) -> Generator:
     check_host(passport)
     with verified_engine(folder, passport) as engine:
         streams = max(engine.sidecar["decoder"]["streams"])
-        return open_generator(engine, passport.body["engine"]["target"], streams=streams)
+        target = passport.body["engine"]["target"]
+        return open_generator(engine, target, streams=streams, serving=passport.serving)

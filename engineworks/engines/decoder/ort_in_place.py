@@ -94,6 +94,7 @@ class OrtInPlaceDecoder:
         for low, high in runs_of(list(tokens)):
             longest = max(len(tokens[s]) for s in range(low, high))
             fits = all(self._lengths[s] + longest <= self._interface.context for s in range(low, high))
+            fits &= not self._interface.lone_appends or not any(self._lengths[low:high])
             ranges += [(low, high)] if fits else [(s, s + 1) for s in range(low, high)]
         return ranges
 

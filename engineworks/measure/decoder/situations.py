@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from engineworks.measure.decoder.report import Difference, Refusal, Situation
 from engineworks.measure.served_checks import MOVED
 
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "w4a8": 5e-2}
 """Usual difference of a position's logits, root mean square, relative to their spread."""
 
 LARGEST = 0.3

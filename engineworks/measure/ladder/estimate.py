@@ -22,12 +22,12 @@ _FP32 = {"7.5": 8.0, "8.0": 16.0, "8.6": 4.0, "8.9": 4.0, "9.0": 15.0, "12.0": 4
 """Time of fp32 arithmetic without TF32, by compute capability: fp16's dense tensor-core rate over fp32's rate."""
 _FP32_ELSEWHERE = 4.0
 
-_ARITHMETIC = {"fp16": 1.0, "bf16": 1.0, "int8": 0.5, "fp8": 0.5, "int8_weights": 1.0, "int4_weights": 1.0}
+_ARITHMETIC = {"fp16": 1.0, "bf16": 1.0, "int8": 0.5, "fp8": 0.5, "int8_weights": 1.0, "int4_weights": 1.0, "w4a8": 0.5}
 
 _MEASURED = {"9.0": {"int8": 1.6, "fp8": 1.2}}
 """Measured time of arithmetic relative to fp16, by compute capability; see above."""
 
-_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int8_weights": 8, "int4_weights": 4}
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int8_weights": 8, "int4_weights": 4, "w4a8": 4}
 
 
 def estimate_time(

@@ -21,7 +21,7 @@ Basis = Literal["measured", "estimated", "nothing"]
 TIE = 0.02
 """Candidates whose times differ by less are equally fast."""
 
-FIDELITY = ("fp32", "fp16", "bf16", "int8_weights", "int8", "fp8", "int4_weights")
+FIDELITY = ("fp32", "fp16", "bf16", "int8_weights", "int8", "fp8", "int4_weights", "w4a8")
 """Most faithful first; mixtures and models' own precisions follow, in the recipe's order."""
 
 

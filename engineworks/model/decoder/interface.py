@@ -54,7 +54,8 @@ class DecoderInterface:
     """A decoder's tensors.
 
     context: positions of the cache. mask: input of ones [batch, past + sequence]; position_ids: input of positions
-    [batch, sequence]; both '' where the graph has none. vocabulary: length of the logits.
+    [batch, sequence]; both '' where the graph has none. vocabulary: length of the logits. lone_appends: several tokens
+    can be appended to a sequence that is not empty only in a batch of one (GroupQueryAttention).
     """
 
     form: Form
@@ -67,6 +68,7 @@ class DecoderInterface:
     mask: str = ""
     position_ids: str = ""
     notes: tuple[str, ...] = field(default=())
+    lone_appends: bool = False
 
     @property
     def values_per_token(self) -> int:

@@ -22,6 +22,9 @@ EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """ONNX Runtime fuses DequantizeLinear and MatMul of weights in int4 or int8 to MatMulNBits, which at its own level, 4,
 rounds the activations to int8 as well. Engines compute what their precision promises: at level 1 they do, in fp32."""
 
+INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
+"""What w4a8 promises: each row of activations is rounded to int8, by blocks of the weights' size."""
+
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 """Without VNNI, x86 kernels add two int8 products in int16, which saturates: errors of .6 were seen where operands are
 large. With this option such processors multiply uint8 by uint8; on others it changes nothing (ONNX Runtime's
@@ -37,15 +40,17 @@ NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulInte
 two products share an int8 weight; on running, where the weight is the left operand and has a scale per channel."""
 
 
-def exact_options(*, integer_kernels: bool = False) -> Any:
+def exact_options(*, integer_kernels: bool = False, int8_activations: bool = False) -> Any:
     """New options for a session, with which a quantized model computes the same numbers on every processor.
 
     Every session of ONNX Runtime is opened with these. integer_kernels: fuse Q/DQ and products into integer kernels.
+    int8_activations: as in w4a8.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
+    activations = INT8_ACTIVATIONS if int8_activations else EXACT_ACTIVATIONS
+    for entry in (activations, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
         options.add_session_config_entry(*entry)
     return options
 

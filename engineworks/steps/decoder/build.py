@@ -24,7 +24,8 @@ from engineworks.model.decoder.static import fix_shape
 from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files
 from engineworks.recipe.datasets.decoder_text import TEMPLATE_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
-from engineworks.steps.decoder.made_feeds import read_decoder
+from engineworks.recipe.recipe import W4A8
+from engineworks.steps.decoder.fused_model import source_model
 from engineworks.steps.decoder.stop_tokens import stop_tokens
 from engineworks.steps.step_job import StepJob
 
@@ -37,24 +38,26 @@ def run(job: StepJob) -> None:
     why = build.why_not_build(target["compute_capability"])
     if why is not None:
         raise BuildError(f"{job.id}: cannot be built here: {why}")
-    interface = read_decoder(job.inputs["lower"])
-    request = BuildRequest(
-        model=job.inputs["lower"] / MODEL_FILE,
-        out=job.out,
-        precision=job.params["precision"],
-        profiles=(),
-        compute_capabilities=tuple(target["compute_capability"]),
-        options=target["options"],
-        computes=tuple(job.params["computes"]),
-        cache=job.path("cache") if "cache" in job.unkeyed else None,
-        crashes=job.crashes,
-    )
     decoder, parts = job.params["decoder"], list[Part]()
-    if isinstance(backend(target["backend"]), PartsRunner):
-        parts = parts_for(decoder["streams"], decoder["prompts"], interface.context)
-        report = _build_parts(job, build, request, interface, parts)
-    else:
-        report = build.build(request, job.say)
+    with source_model(job, contrib_operators=backend(target["backend"]).TRAITS.contrib_operators) as source:
+        interface = source.interface
+        request = BuildRequest(
+            model=source.path,
+            out=job.out,
+            precision=job.params["precision"],
+            profiles=(),
+            compute_capabilities=tuple(target["compute_capability"]),
+            options=target["options"],
+            computes=tuple(job.params["computes"]),
+            cache=job.path("cache") if "cache" in job.unkeyed else None,
+            crashes=job.crashes,
+        )
+        if isinstance(backend(target["backend"]), PartsRunner):
+            parts = parts_for(decoder["streams"], decoder["prompts"], interface.context)
+            report = _build_parts(job, build, request, interface, parts)
+        else:
+            report = build.build(request, job.say)
+    if not parts:
         generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
     _copy_tokenizer(job)
     job.write_json(
@@ -69,7 +72,7 @@ def run(job: StepJob) -> None:
             "outputs": [s.to_json() for s in report.outputs],
             "profiles": [],
             "decoder": _decoder(job, interface, parts),
-            "model_sha256": digest_file(request.model),
+            "model_sha256": digest_file(job.inputs["lower"] / MODEL_FILE),
             "build_seconds": round(report.seconds, 3),
             "versions": dict(report.versions),
             "details": dict(report.details),
@@ -121,7 +124,7 @@ def _decoder(job: StepJob, interface: DecoderInterface, parts: list[Part]) -> di
     made = [{**part.to_json(), "sha256": digest_file(job.out / part.file)} for part in parts]
     return {
         "interface": interface.to_json(),
-        "computes": job.params["computes"][-1],
+        "computes": W4A8 if W4A8 in job.params["computes"] else job.params["computes"][-1],
         "streams": job.params["decoder"]["streams"],
         "tokenizer_sha256": digest_file(job.out / TOKENIZER_FILE),
         "stop": stop_tokens(job.path("tokenizer")),

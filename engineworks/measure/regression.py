@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Literal
 
 from engineworks.measure.statistics import Interval, student_quantile
+from engineworks.typed_json import Document
 
 RegressionVerdict = Literal["pass", "fail", "inconclusive"]
 
@@ -39,7 +40,7 @@ DISTURBED_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Document):
     """Candidate over champion at one shape.
 
     ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
@@ -51,17 +52,6 @@ class Comparison:
     interval: Interval | None
     rounds: int
     why: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        interval = [self.interval.low, self.interval.high] if self.interval else None
-        return {
-            "verdict": self.verdict, "ratio": self.ratio, "interval": interval, "rounds": self.rounds, "why": self.why,
-        }  # fmt: skip
-
-
-def comparison_from_json(value: Mapping[str, Any]) -> Comparison:
-    interval = Interval(*value["interval"]) if value["interval"] else None
-    return Comparison(value["verdict"], value["ratio"], interval, value["rounds"], value["why"])
 
 
 def quad_log_ratio(champion: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]) -> float:

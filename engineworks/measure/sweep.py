@@ -7,9 +7,11 @@ and the smaller batch answers sooner. Samples per second are batch / median late
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from engineworks.measure.latency_report import FailedBatch, SweepFigures
 
 MEMORY_SHARE = 0.7
 """Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
@@ -39,13 +41,11 @@ class Recommendation:
         return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
 
 
-def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:
+def sweep_point(figures: SweepFigures | FailedBatch) -> SweepPoint:
     """A point from a measurement's report."""
-    if figures.get("error"):
-        return SweepPoint(figures["batch"], error=figures["error"])
-    return SweepPoint(
-        figures["batch"], figures["throughput_per_s"], figures["latency_ms_p50"], figures["memory_mib"]
-    )  # fmt: skip
+    if isinstance(figures, FailedBatch):
+        return SweepPoint(figures.batch, error=figures.error)
+    return SweepPoint(figures.batch, figures.throughput_per_s, figures.latency_ms_p50, figures.memory_mib)
 
 
 def recommend(

@@ -155,7 +155,7 @@ def _notes_of_engines(result: BuildResult) -> Iterator[str]:
         yield every[0] + (f" ({len(every) - 1} more in the report)" if len(every) > 1 else "")
     by_note: dict[str, list[str]] = {}
     for engine in result.engines:
-        for note in (engine.latency or {}).get("notes", ()):
+        for note in engine.latency.notes if engine.latency else ():
             by_note.setdefault(note, []).append(engine.id)
     yield from (f"{', '.join(engines)}: {note}" for note, engines in by_note.items())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.ladder.ladder import ladder_statements
@@ -52,8 +51,7 @@ def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:
     """A figure at the recipe's first named shape."""
 
     def text(engine: EngineResult) -> str:
-        shape: Any = next(iter((engine.latency or {}).get("shapes", {}).values()), {})
-        return figure(shape.get(key), digits)
+        return figure(getattr(engine.latency and engine.latency.first, key, None), digits)
 
     return text
 

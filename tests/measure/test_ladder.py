@@ -26,6 +26,8 @@ from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
 from engineworks.store.store import Store
 from flows import local_steps
+from tests.typed_reports import latency as report_with
+from tests.typed_reports import shape_json
 
 CPU = LadderTarget("cpu", relative_times=backend("onnxruntime").TRAITS.relative_times)
 ADA = LadderTarget("rtx40", ("8.9",))
@@ -197,8 +199,8 @@ def engine(
     name: str, verdict: EngineVerdict, failure: Failure | None = None, check: str = "cosine[logits]"
 ) -> EngineResult:
     gate = Check(check, "pass" if verdict == "failed" else verdict, "It says so.")
-    one = {"dims": {}, "notes": [], "latency_ms_p50": 1.0 if "int8/" in name else 2.0}
-    latency = {"load_ms": 1.0, "shapes": {"one": one}} if verdict == "pass" else None
+    one = shape_json(1.0 if "int8/" in name else 2.0)
+    latency = report_with({"one": one}) if verdict == "pass" else None
     return EngineResult(name, verdict, () if failure else (gate,), latency=latency, failure=failure)
 
 

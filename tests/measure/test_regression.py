@@ -13,7 +13,6 @@ from engineworks.measure.regression import (
     Comparison,
     compare_history,
     compare_rounds,
-    comparison_from_json,
     confidence_of,
     confirm,
     quad_log_ratio,
@@ -154,4 +153,4 @@ def test_history_is_judged_by_its_own_spread() -> None:
 def test_a_comparison_survives_json() -> None:
     for interval in (None, Interval(0.99, 1.01)):
         one = Comparison("inconclusive", 1.0, interval, 3, "why")
-        assert comparison_from_json(one.to_json()) == one
+        assert Comparison.from_json(one.to_json()) == one

@@ -17,9 +17,15 @@ from engineworks.report.progress_text import Clock, time_words
 from engineworks.report.results_text import print_results
 from engineworks.report.terminal import fitting
 from engineworks.settings import read_settings
-from tests.typed_reports import accuracy, metric
+from tests.typed_reports import accuracy, latency, metric, shape_json
 
-SHAPE = {"latency_ms_p50": 0.123, "latency_ms_p99": 0.456, "throughput_per_s": 92_362.0, "runs": 100, "notes": []}
+SHAPE = shape_json() | {
+    "latency_ms_p50": 0.123,
+    "latency_ms_p99": 0.456,
+    "throughput_per_s": 92_362.0,
+    "runs": 100,
+    "notes": [],
+}
 PASSED = Check("cosine[logits]", "pass", "logits: cosine is 0.99999, limit 0.99.")
 WORSE = Check("cosine[logits]", "fail", "logits: cosine is 0.91, limit 0.99.")
 SLOWER = Check("one.p50_ms", "fail", "one: median latency is 2 ms, budget at most 1 ms.")
@@ -31,7 +37,7 @@ def measured(precision: str, *checks: Check) -> EngineResult:
     return EngineResult(
         f"classifier/{precision}/cpu", "fail" if bad else "pass", checks or (PASSED,), sidecar={"bytes": 2**20},
         accuracy=accuracy(metric(0.9933)),
-        latency={"shapes": {"one": SHAPE}},
+        latency=latency({"one": SHAPE}),
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def measured(precision: str, target: str) -> EngineResult:
         Check("cosine[logits]", "fail" if bad else "pass", f"logits: cosine is {0.981 if bad else 0.99998}, limit 0.99."),
         Check("single.p50_ms", "pass", f"single: median latency is {P50[precision]} ms, budget at most 0.25 ms."),
         Check("regression.latency[single]", "inconclusive" if precision == "fp16" else "pass",
-              "single: 1.2 % slower than the champion (version 3 of classifier)."),
+              "single: 1.2% slower than the champion (version 3 of classifier)."),
     ]  # fmt: skip
     verdict: Any = "fail" if bad else "inconclusive" if precision == "fp16" else "pass"
     size = {"fp32": 44, "fp16": 22, "int8": 12}[precision] * 2**20

@@ -43,7 +43,7 @@ DISTURBED_SHARE = 1 / 3
 class Comparison(Document):
     """Candidate over champion at one shape.
 
-    ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
+    ratio: of medians, 1.02 is 2% slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
     not decide, or ''. rounds: those that count.
     """
 
@@ -79,7 +79,7 @@ def confidence_of(before: int) -> float:
 
 
 def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float = CONFIDENCE) -> Comparison:
-    """The result of the rounds so far. limit: 0.05 allows 5 % slower. confidence: of all checks together."""
+    """The result of the rounds so far. limit: 0.05 allows 5% slower. confidence: of all checks together."""
     rounds = len(log_ratios)
     each = 1 - (1 - confidence) / len(LOOKS)
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
@@ -158,7 +158,7 @@ def confirm(first: Comparison, second: Comparison | None) -> Comparison:
     if second.verdict == "fail":
         return second
     saw = "saw no such thing" if second.verdict == "pass" else f"could not confirm it: {second.why}"
-    slower = f"{100 * ((first.ratio or 1.0) - 1):.1f} % slower"
+    slower = f"{100 * ((first.ratio or 1.0) - 1):.1f}% slower"
     why = f"the first measurement found it {slower}, a second one in a fresh process {saw}"
     return Comparison("inconclusive", second.ratio, second.interval, second.rounds, why)
 

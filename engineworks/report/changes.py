@@ -101,7 +101,7 @@ def _champion_comparisons(result: BuildResult) -> Block | None:
             rows.append([
                 engine_cell(engine.id), Cell(name), Cell(s.verdict, tone=s.verdict),
                 number(s.ratio, 4),
-                Cell(_interval(s)), Cell(f"{100 * comparison.confidence:.10g} %"),
+                Cell(_interval(s)), Cell(f"{100 * comparison.confidence:.10g}%"),
                 number(1 + comparison.limit, 4),
                 number(s.rounds, 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.text if check else "", tone="muted"),

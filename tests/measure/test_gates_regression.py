@@ -53,8 +53,8 @@ def test_a_measured_one_says_ratio_interval_and_limit() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass"))
     assert (check.name, check.verdict) == ("regression.latency[one]", "pass")
     assert check.message == (
-        "one: 1.2 % slower than the champion (version 3 of tiny), 99 % interval 0.4 % faster to 2.0 % slower, "
-        "limit 5 % slower (15 rounds side by side)."
+        "one: 1.2% slower than the champion (version 3 of tiny), 99% interval 0.4% faster to 2.0% slower, "
+        "limit 5% slower (15 rounds side by side)."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2))
     assert check.verdict == "fail"
@@ -66,7 +66,7 @@ def test_an_undecided_one_says_why() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=undecided)
     assert check.verdict == "inconclusive"
     assert check.message == (
-        "one: cannot be compared with the champion (version 3 of tiny), limit 5 % slower (0 rounds side by side). "
+        "one: cannot be compared with the champion (version 3 of tiny), limit 5% slower (0 rounds side by side). "
         "Inconclusive: 4 of 9 rounds were disturbed (noise)."
     )
     assert with_checks(Verdict("pass", ()), [check]).verdict == "inconclusive"
@@ -75,13 +75,13 @@ def test_an_undecided_one_says_why() -> None:
 
 def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass", before=1))
-    assert "99.5 % interval" in check.message
+    assert "99.5% interval" in check.message
     assert check.message.endswith(
-        "Compared again: the one before did not decide, so this one needs a confidence of 99.5 %."
+        "Compared again: the one before did not decide, so this one needs a confidence of 99.5%."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2, before=3))
     assert check.message.endswith(
-        "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875 %."
+        "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875%."
     )
 
 
@@ -111,10 +111,10 @@ def test_history_stands_in_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("value", "word", "part"),
     [
-        (0.98, "pass", "0.98: the same, limit 0.5 % worse"),
-        (0.976, "pass", "0.408 % worse"),
-        (0.97, "fail", "1.02 % worse"),
-        (0.99, "pass", "1.02 % better"),
+        (0.98, "pass", "0.98: the same, limit 0.5% worse"),
+        (0.976, "pass", "0.408% worse"),
+        (0.97, "fail", "1.02% worse"),
+        (0.99, "pass", "1.02% better"),
         (None, "fail", "No metric to compare"),
     ],
 )
@@ -165,4 +165,4 @@ def test_an_unknown_champion_is_no_pass() -> None:
 
 def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
     (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(0.98 * 0.995)), compare=COMPARE)
-    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.message) == ("pass", True)
+    assert (check.verdict, "0.5% worse, limit 0.5% worse" in check.message) == ("pass", True)

@@ -124,7 +124,7 @@ def test_a_fail_must_be_seen_twice() -> None:
     assert confirm(fail, other) == other
     assert confirm(passed, None) == passed
     assert confirm(fail, passed).verdict == "inconclusive"
-    assert "found it 5.0 % slower, a second one in a fresh process saw no such thing" in confirm(fail, passed).why
+    assert "found it 5.0% slower, a second one in a fresh process saw no such thing" in confirm(fail, passed).why
     assert confirm(fail, unsure).verdict == "inconclusive"
     assert confirm(passed, passed) == passed
     assert confirm(passed, fail).verdict == "inconclusive"

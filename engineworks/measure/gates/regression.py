@@ -132,7 +132,7 @@ WAY_OUT = (
 def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
-    """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
+    """'single: 1.2% slower than the champion …, 99% interval 0.4% to 2.1% slower, limit 5%: 14 rounds …'"""
     text = f"{shape}: "
     if result.ratio is not None:
         text += f"{_slower(result.ratio)} than {champion}"
@@ -193,13 +193,13 @@ def _begin(champion: Champion) -> str:
 
 
 def _slower(ratio: float) -> str:
-    return f"{abs(100 * (ratio - 1)):.1f} % {'slower' if ratio >= 1 else 'faster'}"
+    return f"{abs(100 * (ratio - 1)):.1f}% {'slower' if ratio >= 1 else 'faster'}"
 
 
 def _confidence(value: float) -> str:
-    """99 %, 99.5 %, 99.75 %: enough digits not to round to 100 %."""
-    return f"{100 * value:.10g} %"
+    """99%, 99.5%, 99.75%: enough digits not to round to 100%."""
+    return f"{100 * value:.10g}%"
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3g} %"
+    return f"{100 * fraction:.3g}%"

@@ -65,7 +65,7 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
         yield Check("shadow.metric", "fail", f"{text}.")
         return
     worse = worse_by(ours, theirs, lower_is_better=metric["lower_is_better"])
-    text += f", limit {100 * limit:.3g} % worse."
+    text += f", limit {100 * limit:.3g}% worse."
     yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", text)
 
 

@@ -173,9 +173,7 @@ def recorded_figures(engine: str) -> dict[str, Any]:
             name: {**f.to_json(), "right": is_right(f, decoder.computes, decoder.moved)}
             for name, f in decoder.situations.items()
         },
-        "shapes": {
-            name: {key: getattr(shape, key) for key in wanted} for name, shape in shapes.items()
-        },
+        "shapes": {name: {key: getattr(shape, key) for key in wanted} for name, shape in shapes.items()},
     }  # fmt: skip
 
 

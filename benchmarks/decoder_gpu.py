@@ -151,27 +151,27 @@ def artifact(engine: str, step: str) -> Path:
 
 def recorded_figures(engine: str) -> dict[str, Any]:
     """Return what the build's steps recorded: sizes, accuracy, situations with their tolerance, figures by shape."""
+    from engineworks.measure.accuracy_report import Accuracy
     from engineworks.measure.decoder.situations import is_right, tolerance
 
     sidecar = json.loads((artifact(engine, "build") / "engine.json").read_text())
-    accuracy = json.loads((artifact(engine, "compare") / "accuracy.json").read_text())
+    accuracy = Accuracy.read(artifact(engine, "compare"))
     shapes = json.loads((artifact(engine, "measure") / "latency.json").read_text())["shapes"]
-    decoder = accuracy["decoder"]
-    wanted = (
+    decoder = accuracy.decoder
+    assert decoder is not None
+    kept = (
         "dims", "first_token_ms", "latency_ms_p50", "latency_ms_p90", "tokens_per_s", "prefill_tokens_per_s",
         "memory_mib", "streams_that_fit",
     )  # fmt: skip
     return {
         "bytes": sidecar["bytes"], "build_seconds": sidecar["build_seconds"], "parts": sidecar["details"].get("parts"),
-        "metric": accuracy["metric"], "outputs": accuracy["outputs"], "moved": decoder["moved"],
-        "tolerance": tolerance(decoder["computes"], decoder["moved"]),
+        **{key: value for key, value in accuracy.to_json().items() if key in ("metric", "outputs")},
+        "moved": decoder.moved, "tolerance": tolerance(decoder.computes, decoder.moved),
         "situations": {
-            name: {**f, "right": is_right(f, decoder["computes"], decoder["moved"])}
-            for name, f in decoder["situations"].items()
+            name: {**found.to_json(), "right": is_right(found, decoder.computes, decoder.moved)}
+            for name, found in decoder.situations.items()
         },
-        "shapes": {
-            name: {key: shape[key] for key in wanted} for name, shape in shapes.items()
-        },
+        "shapes": {name: {key: shape.get(key) for key in kept} for name, shape in shapes.items()},
     }  # fmt: skip
 
 

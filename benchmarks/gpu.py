@@ -32,12 +32,12 @@ from gpu_candidates import Arrays, Candidate, engine, independent_gpu, onnxrunti
 from engineworks.engines.engine_session import runner_of
 from engineworks.fingerprint import FileDigests
 from engineworks.host.packages import installed_version
+from engineworks.measure.latency_report import Latency
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipes
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.settings import read_settings
-from engineworks.steps.measure import LATENCY_FILE
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.tensors import spec_from_json
@@ -101,7 +101,7 @@ def _case(plan: Plan, store: Store, shape: str) -> Case:
         lowered = plan.steps[built.inputs["lower"]]
         engines[one.precision], models[one.precision] = _folder(store, built.key), _folder(store, lowered.key)
         folded = _folder(store, lowered.inputs["fold"])
-        measured[one.precision] = json.loads((_folder(store, one.steps["measure"]) / LATENCY_FILE).read_text())
+        measured[one.precision] = json.loads((_folder(store, one.steps["measure"]) / Latency.FILE).read_text())
     step = plan.steps[plan.engines[0].steps["measure"]]
     specs = tuple(spec_from_json(s) for s in step.params["inputs"])
     samples = samples_from_json(Path(step.unkeyed["evaluation"]), step.params["samples"])

@@ -1,11 +1,12 @@
 """Where the time of BERT-base and ResNet-50 goes on a GPU, and why a precision is not faster.
 
-    python benchmarks/layer_times_gpu.py [--out FILE] [--only bert] [--cpu]
+    python benchmarks/layer_times_gpu.py [--out FILE] [--only bert] [--seconds 200] [--cpu]
 
 Makes both models from a seed with the shapes of the originals (no file has to travel, no framework is needed), lowers
-and builds them (BERT-base fp16, int8, fp8; ResNet-50 fp32, fp16), measures them as a build does, and writes the times
-of all layers, what they hold, and the sentence about each pair of precisions. Engines are built with detailed
-`profiling_verbosity`, so that the inspector names ONNX nodes. `--cpu` tries the script on small models without a GPU.
+and builds them (BERT-base fp16, int8, fp8; ResNet-50 fp32, fp16), and writes the times of all layers, what they hold,
+and the sentence about each pair of precisions. Then it measures them as a build does, while there is time. Engines
+are built with detailed `profiling_verbosity`, so that the inspector names ONNX nodes. `--cpu` tries the script on
+small models without a GPU.
 """
 
 from __future__ import annotations
@@ -29,15 +30,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.builds.step import run_step
+from engineworks.errors import EngineworksError
 from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_versions
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
-from engineworks.plan.kinds import LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import plan_recipe
+from engineworks.plan.steps import Step
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
+from engineworks.steps.layer_times import write_layers
+from engineworks.steps.step_job import StepJob
 from engineworks.store.open import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +75,10 @@ accuracy: {{limits: {{fp32: {{cosine: 0.9}}, fp16: {{cosine: 0.9}}}}}}
 performance: {{at: {{bulk: {{batch: 32}}, single: {{batch: 1}}}}}}
 targets: [{target}]
 """
+
+
+RUN_MS = 5.0
+"""About how long a run of these engines is, before they are measured."""
 
 
 class Maker:
@@ -187,36 +197,56 @@ def repository(folder: Path, *, cpu: bool) -> None:
     (recipes / "resnet.yaml").write_text(text, encoding="utf-8")
 
 
-def measured(recipe: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each engine's layers, by precision. A precision that fails is a reason."""
-    settings = read_settings()
-    store = open_store(settings)
-    plan = plan_recipe(load_recipe(recipe), store, FileDigests(None))
-    for refused in plan.refused:
-        yield refused.id, {"error": refused.message}
-    for engine in plan.engines:
-        start = time.perf_counter()
-        try:
-            for step in plan.needed([engine.steps["measure"]]):
-                print(f"{step.id} …", flush=True)
-                run_step(step, store, default_pool(), say=print)
-            artifact = store.require(engine.steps["measure"])
-            layers = Layers.from_json(artifact.read_json(LAYERS_FILE))
-            shapes = artifact.read_json(LATENCY_FILE)["shapes"]
-        except Exception:  # noqa: BLE001 - each part survives the failure of another
-            yield engine.precision, {"error": traceback.format_exc()[-2000:]}
-            continue
-        found = {
-            "p50_ms": {name: figures["latency_ms_p50"] for name, figures in shapes.items()},
-            "seconds": round(time.perf_counter() - start, 1), "layers": layers.to_json(),
-            "total_ms": layers.total_ms, "fused": len(fused(layers)),
-            "operators": [vars(operator) for operator in by_operator(layers)],
-            "mapped": sum(bool(layer.nodes) for layer in layers.layers),
-        }  # fmt: skip
-        print(
-            f"  {engine.id}: {found['p50_ms']}, {len(layers.layers)} layers, {layers.why or layers.source}", flush=True
-        )
-        yield engine.precision, found
+class Recipe:
+    """A planned recipe, whose engines are built and profiled first, and measured while there is time."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = open_store(read_settings())
+        self.plan = plan_recipe(load_recipe(path), self.store, FileDigests(None))
+
+    def profiled(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each engine's layers, by precision. A precision that fails is a reason."""
+        for refused in self.plan.refused:
+            yield refused.id, {"error": refused.message}
+        for engine in self.plan.engines:
+            start = time.perf_counter()
+            try:
+                self._run(engine.steps["build"])
+                layers = self._layers(self.plan.steps[engine.steps["measure"]])
+            except Exception:  # noqa: BLE001 - each part survives the failure of another
+                yield engine.precision, {"error": traceback.format_exc()[-2000:]}
+                continue
+            found = {
+                "seconds": round(time.perf_counter() - start, 1), "layers": layers.to_json(),
+                "total_ms": layers.total_ms, "fused": len(fused(layers)),
+                "operators": [vars(operator) for operator in by_operator(layers)],
+                "mapped": sum(bool(layer.nodes) for layer in layers.layers),
+            }  # fmt: skip
+            print(f"  {engine.id}: {len(layers.layers)} layers, {layers.why or layers.source}", flush=True)
+            yield engine.precision, found
+
+    def measured(self) -> Iterator[tuple[str, dict[str, float]]]:
+        """Each engine's median latency by shape, as a build measures it."""
+        for engine in self.plan.engines:
+            try:
+                self._run(engine.steps["measure"])
+            except EngineworksError as error:
+                print(f"  {engine.id}: {error.message}", flush=True)
+                continue
+            shapes = self.store.require(engine.steps["measure"]).read(Latency).shapes
+            yield engine.precision, {name: figures.latency_ms_p50 for name, figures in shapes.items()}
+
+    def _run(self, key: str) -> None:
+        for step in self.plan.needed([key]):
+            print(f"{step.id} …", flush=True)
+            run_step(step, self.store, default_pool(), say=print)
+
+    def _layers(self, measure: Step) -> Layers:
+        """The layers alone, as the step `measure` writes them after its measurement."""
+        inputs = {role: self.store.require(key).path for role, key in measure.inputs.items()}
+        with tempfile.TemporaryDirectory() as out:
+            write_layers(StepJob(measure.id, measure.params, inputs, measure.unkeyed, Path(out), print), RUN_MS)
+            return Layers.from_json(json.loads(Path(out, LAYERS_FILE).read_text(encoding="utf-8")))
 
 
 def messages(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -229,6 +259,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("bert", "resnet"))
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--seconds", type=float, default=200, help="after which no further engine is measured")
     arguments = parser.parse_args()
     gpu = first_gpu()
     if gpu is None and not arguments.cpu:
@@ -239,6 +270,7 @@ def main() -> None:
     }  # fmt: skip
     out = (arguments.out or ROOT / "benchmarks/results" / f"layers-{'cpu' if arguments.cpu else 'gpu'}.json").resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
+    begin, recipes = time.perf_counter(), dict[str, Recipe]()
     with tempfile.TemporaryDirectory() as folder:
         repository(Path(folder), cpu=arguments.cpu)
         os.environ["ENGINEWORKS_ARTIFACTS"] = f"{folder}/artifacts"
@@ -247,13 +279,21 @@ def main() -> None:
             model: dict[str, Any] = {"engines": {}, "sentences": []}
             report["models"][name] = model
             try:
-                for precision, found in measured(Path(f"recipes/{name}.yaml")):
+                recipes[name] = Recipe(Path(f"recipes/{name}.yaml"))
+                for precision, found in recipes[name].profiled():
                     model["engines"][precision] = found
                     model["sentences"] = messages(model["engines"])
                     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             except Exception:  # noqa: BLE001 - each part survives the failure of another
                 model["error"] = traceback.format_exc()[-2000:]
             print("\n".join(model["sentences"]), flush=True)
+        for name, precision, p50_ms in ((n, *each) for n, recipe in recipes.items() for each in recipe.measured()):
+            report["models"][name]["engines"][precision]["p50_ms"] = p50_ms
+            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            print(f"  {name} {precision}: {p50_ms}", flush=True)
+            if time.perf_counter() - begin > arguments.seconds:
+                print("time is up: the rest is not measured", flush=True)
+                break
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}", flush=True)
 

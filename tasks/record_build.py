@@ -62,5 +62,5 @@ def _note(build: Build, run: SpooledRun, result: BuildResult) -> str:
 
 def _columns(result: BuildResult) -> list[str]:
     """Return metrics of the recipe's own shapes."""
-    shapes = dict.fromkeys(name for e in result.engines for name in (e.latency or {}).get("shapes", {}))
+    shapes = dict.fromkeys(name for e in result.engines for name in (e.latency.shapes if e.latency else ()))
     return [f"{figure}/{shape}" for shape in shapes for figure in ("latency_ms_p50", "throughput_per_s")]

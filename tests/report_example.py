@@ -14,13 +14,16 @@ from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import StepFact
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layer, Layers
 from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
+from tests.typed_reports import comparison_json, latency_json, shape_json
 
 NOW = 1_795_200_000.0
 P50 = {"fp32": 0.182, "fp16": 0.097, "int8": 0.071}
@@ -45,7 +48,7 @@ def measured(precision: str, target: str) -> EngineResult:
         Check("cosine[logits]", "fail" if bad else "pass", f"logits: cosine is {0.981 if bad else 0.99998}, limit 0.99."),
         Check("single.p50_ms", "pass", f"single: median latency is {P50[precision]} ms, budget at most 0.25 ms."),
         Check("regression.latency[single]", "inconclusive" if precision == "fp16" else "pass",
-              "single: 1.2 % slower than the champion (version 3 of classifier)."),
+              "single: 1.2% slower than the champion (version 3 of classifier)."),
     ]  # fmt: skip
     verdict: Any = "fail" if bad else "inconclusive" if precision == "fp16" else "pass"
     size = {"fp32": 44, "fp16": 22, "int8": 12}[precision] * 2**20
@@ -102,7 +105,7 @@ def samples(p50: float, count: int = 900) -> list[float]:
 
 def figures(p50: float, batch: int) -> dict[str, Any]:
     known = samples(p50)
-    return {
+    return shape_json() | {
         "dims": {"batch": batch}, "latency_ms_p50": p50, "latency_ms_p90": p50 * 1.06, "latency_ms_p99": p50 * 2.8,
         "latency_ms_mean": p50 * 1.04, "median_interval": [p50 * 0.998, p50 * 1.003], "device_ms_p50": p50 * 0.9,
         "device_ms_p99": p50 * 1.2, "copies_ms_p50": p50 * 1.5, "copies_ms_p99": p50 * 3, "first_run_ms": 41.0,
@@ -111,15 +114,15 @@ def figures(p50: float, batch: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def latency(precision: str) -> dict[str, Any]:
+def latency(precision: str) -> Latency:
     p50 = P50[precision]
     sweep = [{**figures(p50 * (1 + b / 40), b), "batch": b} for b in (1, 2, 4, 8, 16, 32)]
     bulk = figures(p50 * 4, 64) | {"complaints": ["the GPU was throttled: thermal"], "notes": ["p99 is uncertain"]}
-    return {
+    return Latency.from_json(latency_json() | {
         "load_ms": 310.0, "engine_mib": 22.0, "memory_total_mib": 81_000.0, "sweep": sweep,
         "shapes": {"single": figures(p50, 1), "bulk": bulk}, "notes": [],
         "device": {"readings": [], "complaints": ["bulk: the GPU was throttled: thermal"]},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def accuracy(precision: str) -> Accuracy:
@@ -148,11 +151,14 @@ def accuracy(precision: str) -> Accuracy:
     )
 
 
-def champion_comparison() -> dict[str, Any]:
+def champion_comparison() -> ChampionComparison:
     shape = {"verdict": "pass", "ratio": 1.012, "interval": [1.004, 1.021], "rounds": 14}
-    rounds = [{"disturbances": ["clock"]}, {"disturbances": []}]
-    return {"champion": {"model": "classifier", "version": "3"}, "method": "compare_champion", "limit": 0.05,
-            "shapes": {"single": shape}, "attempts": [{"rounds": rounds}]}  # fmt: skip
+    blocks = {"single": [{"order": "ABBA", "ms": [[1.0], [1.0], [1.0], [1.0]]}]}
+    quiet = {"loaded": ["champion", "candidate"], "disturbances": [], "log_ratios": {"single": 0.01}, "blocks": blocks}
+    attempt = {"seconds": 9.0, "shapes": {"single": shape}, "rounds": [quiet | {"disturbances": ["clock"]}, quiet]}
+    report = comparison_json(shapes={"single": shape}, attempts=[attempt])
+    report["champion"] |= {"model": "classifier", "version": "3"}
+    return ChampionComparison.from_json(report)
 
 
 def comparison() -> Comparison:

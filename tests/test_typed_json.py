@@ -9,20 +9,25 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineworks.errors import StoreError
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Refusal
 from engineworks.typed_json import Report
-from tests.report_example import accuracy
+from tests.report_example import accuracy, latency
+from tests.typed_reports import shape
 
 DECODER = DecoderAccuracy(
     "fp16", {"end": Difference(None, 3, 0), "beyond": Refusal(True)},
     (Continuation("a", "b", "c", (1, 2), (1, 3), 1, 0.5, "b", "near tie"),), 0.1, 0.01,
 )  # fmt: skip
-REPORTS: dict[str, Report] = {"accuracy": accuracy("int8"), "decoder": replace(accuracy("fp16"), decoder=DECODER)}
+REPORTS: dict[str, Report] = {
+    "accuracy": accuracy("int8"),
+    "decoder": replace(accuracy("fp16"), decoder=DECODER),
+    "latency": replace(latency("fp32"), shapes={"one": shape(0.5)}),
+}
 WRONG: tuple[Any, ...] = (None, True, -1, 0.5, "a", [], {}, {"a": 1}, float("nan"), float("inf"), 10**400, "\ud800")
 
 
@@ -33,6 +38,7 @@ def test_a_report_comes_back_as_it_was_written(name: str) -> None:
     assert type(report).parse(text, name) == report
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(REPORTS)), st.data())
 def test_a_changed_document_is_refused_or_is_another(name: str, data: st.DataObject) -> None:
     """Whatever is taken as the report is what the document says: no key is dropped, and no value is read as another."""

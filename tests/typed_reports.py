@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.champion_report import ChampionComparison
+from engineworks.measure.latency_report import Latency, ShapeFigures
 
 
 def output(cosine: float | None = 0.99999, **changes: Any) -> OutputAccuracy:
@@ -26,3 +29,44 @@ def metric(engine: float | None = 0.9, **changes: Any) -> MetricFigures:
 
 def accuracy(figures: MetricFigures | None = None, **outputs: OutputAccuracy) -> Accuracy:
     return Accuracy(outputs or {"logits": output()}, figures, 597, (8,))
+
+
+def shape_json(p50: float = 1.0, **changes: Any) -> dict[str, Any]:
+    nothing = ("device_ms", "copies_ms", "copies_device_ms")
+    known: dict[str, Any] = {
+        "dims": {"batch": 1}, "profile": None, "tail": False, "latency_ms_p50": p50, "latency_ms_p90": 1.5 * p50,
+        "latency_ms_p99": 2 * p50, "latency_ms_mean": p50, "median_interval": None, "throughput_per_s": 1000 / p50,
+        "runs": 1000, "warmup_runs": 3, "warmup_s": 0.1, "settled": True, "notes": [], "first_run_ms": 20.0,
+        "streams": [], "seconds": 1.0, "cost_ratio": None, "memory_mib": 10.0, "complaints": [],
+        **{f"{name}_p{q}": None for name in nothing for q in (50, 90, 99)},
+    }  # fmt: skip
+    return known | changes
+
+
+def shape(p50: float = 1.0, **changes: Any) -> ShapeFigures:
+    return ShapeFigures.from_json(shape_json(p50, **changes))
+
+
+def latency_json(shapes: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "load_ms": 5.0, "engine_mib": 7.0, "memory_total_mib": None, "sweep": [], "serving": {}, "disturbed_before": 0,
+        "notes": [], "facts": {}, "load_complaints": [], "device": {"readings": [], "complaints": []}, "loads": {},
+    }  # fmt: skip
+    return known | {"shapes": {"one": shape_json()} if shapes is None else shapes} | changes
+
+
+def latency(shapes: Mapping[str, Any] | None = None, **changes: Any) -> Latency:
+    """shapes: by name, as JSON."""
+    return Latency.from_json(latency_json(shapes, **changes))
+
+
+def comparison_json(method: str = "measured", **changes: Any) -> dict[str, Any]:
+    """changes: `shapes`, by name, need no more than what a test is about."""
+    names = ("engine", "model", "version", "digest", "build_key", "run")
+    known = {"champion": dict.fromkeys(names, ""), "digest": "new", "limit": 0.05, "confidence": 0.99, "earlier": []}
+    shapes = {name: {"ratio": 1.0, "interval": None, "rounds": 0} | s for name, s in changes.pop("shapes", {}).items()}
+    return known | {"method": method, "shapes": shapes} | changes
+
+
+def champion_comparison(method: str = "measured", **changes: Any) -> ChampionComparison:
+    return ChampionComparison.from_json(comparison_json(method, **changes))

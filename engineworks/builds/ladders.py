@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
@@ -71,8 +71,7 @@ def _model_size(store: Store, key: str) -> int | None:
 
 
 def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
-    shapes = (engine.latency or {}).get("shapes", {})
-    shape: Mapping[str, Any] = next(iter(shapes.values()), {})
+    shape = engine.latency.first if engine.latency else None
     accuracy = engine.accuracy
     failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
     bad = [c for c in failing if c.verdict == engine.verdict]
@@ -81,8 +80,8 @@ def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         verdict="refused" if engine.failure and engine.failure.inapplicable else engine.verdict,
         engine=engine.id,
         computes=planned.computes,
-        latency_ms=shape.get("latency_ms_p50"),
-        doubt=next(iter(shape.get("complaints", ())), ""),
+        latency_ms=shape.latency_ms_p50 if shape else None,
+        doubt=next(iter(shape.complaints if shape else ()), ""),
         bytes=engine.sidecar.get("bytes"),
         metric=engine.metric,
         cosine=accuracy.worst_cosine if accuracy else None,

@@ -19,18 +19,17 @@ from engineworks.errors import (
     EXIT_STEP_FAILED,
 )
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.ladder.ladder import TargetLadder
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.champion_comparison import summary
 from engineworks.plan.kinds import (
-    CHAMPION_COMPARISON_FILE,
-    LATENCY_FILE,
     LAYERS_FILE,
     SERVING_FILE,
     StepName,
@@ -70,8 +69,8 @@ class EngineResult:
     path: Path | None = None
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Accuracy | None = None
-    latency: Mapping[str, Any] | None = None
-    champion_comparison: Mapping[str, Any] | None = None
+    latency: Latency | None = None
+    champion_comparison: ChampionComparison | None = None
     serving: Mapping[str, Any] | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
@@ -96,8 +95,7 @@ class EngineResult:
         return self.accuracy.metric.engine if self.accuracy and self.accuracy.metric else None
 
     def to_json(self) -> dict[str, Any]:
-        shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
-        first: Mapping[str, Any] = next(iter(shapes.values()), {})
+        latency, first = self.latency, self.latency.first if self.latency else None
         return {
             "id": self.id,
             "path": str(self.path) if self.path else None,
@@ -108,23 +106,23 @@ class EngineResult:
             "waived": list(self.waived),
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy.to_json() if self.accuracy else {},
-            **{k: first.get(k) for k in _HEADLINE},
+            **{k: getattr(first, k, None) for k in _HEADLINE},
             "served": served_summary(self.serving) if self.serving else None,
-            "champion": summary(self.champion_comparison) if self.champion_comparison else None,
-            "load_ms": self.latency["load_ms"] if self.latency else None,
-            "latency": {name: _without_samples(s) for name, s in shapes.items()},
+            "champion": self.champion_comparison.summary() if self.champion_comparison else None,
+            "load_ms": latency.load_ms if latency else None,
+            "latency": {name: s.without_samples() for name, s in latency.shapes.items()} if latency else {},
             "sweep": self._sweep(),
-            "serving": self.latency.get("serving") if self.latency else None,
-            "facts": dict(self.latency.get("facts", {})) if self.latency else {},
-            "notes": list(self.latency.get("notes", ())) if self.latency else [],
-            "complaints": list(self.latency.get("device", {}).get("complaints", ())) if self.latency else [],
+            "serving": dict(latency.serving) if latency else None,
+            "facts": dict(latency.facts) if latency else {},
+            "notes": list(latency.notes) if latency else [],
+            "complaints": list(latency.device.complaints) if latency else [],
             "error": self.failure.message if self.failure else None,
         }
 
     def _sweep(self) -> dict[str, Any] | None:
         if self.recommendation is None or self.latency is None:
             return None
-        points = [_without_samples(point) for point in self.latency["sweep"]]
+        points = [point.without_samples() for point in self.latency.sweep]
         return {**self.recommendation.to_json(), "points": points}
 
 
@@ -132,11 +130,6 @@ def served_summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return a serving report without its readings."""
     reload = {k: v for k, v in report.get("reload", {}).items() if k not in ("readings", "load_s")}
     return {**report, "reload": reload}
-
-
-def _without_samples(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the lists of raw samples: the record has them."""
-    return {k: v for k, v in figures.items() if not k.endswith("samples")}
 
 
 _HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
@@ -257,11 +250,8 @@ def engine_result(
     compared = store.get(engine.steps["compare"])
     accuracy = compared.read(Accuracy) if compared else None
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
-    comparison = (
-        _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
-        if "compare_champion" in engine.steps
-        else None
-    )
+    against = store.get(engine.steps["compare_champion"]) if "compare_champion" in engine.steps else None
+    comparison = against.read(ChampionComparison) if against else None
     served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
     sidecar = built.read_json(SIDECAR_FILE) if built else {}
     verdict = _judge(plan, engine, accuracy, latency, comparison, served)
@@ -307,17 +297,22 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
     return tuple(dict.fromkeys(notes))
 
 
-def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
+def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
     if sweep is None or not latency:
         return None
-    points = [sweep_point(point) for point in latency["sweep"]]
-    return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
+    points = [sweep_point(point) for point in latency.sweep]
+    return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
 
 
 def _judge(
-    plan: Plan, engine: PlannedEngine, accuracy: Accuracy | None, latency: Any, comparison: Any, served: Any
+    plan: Plan,
+    engine: PlannedEngine,
+    accuracy: Accuracy | None,
+    latency: Latency | None,
+    comparison: ChampionComparison | None,
+    served: Any,
 ) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
@@ -340,10 +335,10 @@ def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failur
     return next((failures[step.key] for step in steps if step.key in failures), None)
 
 
-def _latency(artifact: Artifact | None, samples: bool) -> Any:
-    if artifact is None or samples:
-        return _read(artifact, LATENCY_FILE)
-    return artifact.read_figures(LATENCY_FILE, LONGEST_LIST)
+def _latency(artifact: Artifact | None, samples: bool) -> Latency | None:
+    if artifact is None:
+        return None
+    return artifact.read(Latency) if samples else artifact.read_figures(Latency, LONGEST_LIST)
 
 
 def _layers(artifact: Artifact | None) -> Layers | None:

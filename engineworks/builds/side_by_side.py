@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import EngineResult, Failure
 from engineworks.engines.backends import backend
 from engineworks.measure.accuracy import OutputAccuracy
-from engineworks.plan.kinds import LATENCY_FILE
+from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.plan.peers import PlannedPeer
 from engineworks.plan.plan import Plan
 from engineworks.store.store import Store
@@ -48,14 +47,13 @@ def _peer_rows(
         for shape in shapes:
             yield ComparisonRow(name, peer.title, peer.precision, shape, note=_why_not(plan, peer, failures))
         return
-    report = artifact.read_json(LATENCY_FILE)
-    outputs = {name: OutputAccuracy.from_json(output, name) for name, output in report["outputs"].items()}
-    right = _is_right(outputs)
-    device = report["facts"].get("device") if "," not in peer.title else None
+    report = artifact.read_figures(PeerLatency, 1)
+    right = _is_right(report.outputs)
+    device = report.facts.get("device") if "," not in peer.title else None
     title = f"{peer.title}, {str(device).upper()}" if device else peer.title
-    notes = list(report["notes"]) if right else ["its outputs differ from the fp32 reference: no speed-up is given"]
+    notes = list(report.notes) if right else ["its outputs differ from the fp32 reference: no speed-up is given"]
     row = ComparisonRow(name, title, peer.precision, "", right=right, note="; ".join(notes))
-    yield from _at_shapes(row, report, outputs, shapes)
+    yield from _at_shapes(row, report, report.outputs, shapes)
 
 
 def _engine_rows(plan: Plan, engine: EngineResult, shapes: Sequence[str]) -> Iterator[ComparisonRow]:
@@ -72,18 +70,18 @@ def _engine_rows(plan: Plan, engine: EngineResult, shapes: Sequence[str]) -> Ite
 
 
 def _at_shapes(
-    row: ComparisonRow, report: Mapping[str, Any], outputs: Mapping[str, OutputAccuracy], shapes: Sequence[str]
+    row: ComparisonRow, report: Latency | PeerLatency, outputs: Mapping[str, OutputAccuracy], shapes: Sequence[str]
 ) -> Iterator[ComparisonRow]:
     for shape in shapes:
-        figures = report["shapes"].get(shape)
+        figures = report.shapes.get(shape)
         if figures:
             yield replace(
                 row,
                 shape=shape,
-                note="; ".join([*filter(None, [row.note]), *figures.get("complaints", ())]),
-                load_ms=report["load_ms"],
+                note="; ".join([*filter(None, [row.note]), *figures.complaints]),
+                load_ms=report.load_ms,
                 cosine={name: output.cosine for name, output in outputs.items()},
-                **{field: figures.get(field) for field in _FIGURES},
+                **{field: getattr(figures, field) for field in _FIGURES},
             )
 
 

@@ -13,8 +13,10 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -79,11 +81,11 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.accuracy:
         texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
     if engine.latency:
-        texts[LATENCY_FILE] = json.dumps(engine.latency)
+        texts[Latency.FILE] = json.dumps(engine.latency.to_json())
     if engine.layers:
         texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
-        texts[CHAMPION_COMPARISON_FILE] = json.dumps(engine.champion_comparison)
+        texts[ChampionComparison.FILE] = json.dumps(engine.champion_comparison.to_json())
     if engine.log:
         texts[BUILD_LOG_FILE] = engine.log
     if engine.passport:
@@ -189,8 +191,8 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
         document = plan.steps[engine.keys["measure"]].document
         tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
     if engine.champion_comparison:
-        champion = engine.champion_comparison["champion"]
-        tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
+        champion = engine.champion_comparison.champion
+        tags |= {"engineworks.champion": f"{champion.model}/{champion.version}"}
     return tags
 
 
@@ -208,13 +210,11 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         if not part.why:
             metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
-        metrics["load_ms"] = engine.latency["load_ms"]
-        for shape, figures in engine.latency["shapes"].items():
-            metrics |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
-            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            metrics |= {
-                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
-            }
+        metrics["load_ms"] = engine.latency.load_ms
+        for shape, figures in engine.latency.shapes.items():
+            metrics |= {f"{k}/{shape}": getattr(figures, k) for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := getattr(figures, k)) is not None}
+            metrics |= {f"samples_per_s/{shape}/streams_{s.streams}": s.samples_per_s for s in figures.streams}
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
@@ -223,9 +223,9 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
         rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
-    for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
-        low, high = compared["interval"] or (None, None)
-        ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
+    for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():
+        low, high = compared.interval or (None, None)
+        ratios = {"ratio": compared.ratio, "ratio_low": low, "ratio_high": high}
         metrics |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
         metrics |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
@@ -239,12 +239,11 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     They are measured at the recipe's first named shape; the cosine is the smallest of the outputs. See
     `tracking.pages.HEADLINE`.
     """
-    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
-    first: Mapping[str, Any] = next(iter(shapes.values()), {})
+    first = engine.latency.first if engine.latency else None
     cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
-    figures = {
-        "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
-        "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
+    figures: dict[str, Any] = {
+        "p50_ms": first and first.latency_ms_p50, "p99_ms": first and first.latency_ms_p99,
+        "samples_per_s": first and first.throughput_per_s, "memory_mib": first and first.memory_mib,
         "worst_cosine": math.nan if engine.accuracy and cosine is None else cosine,
         "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
@@ -253,8 +252,8 @@ def _headline(engine: EngineResult) -> dict[str, float]:
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
     """Return the batch sweep: each metric by batch, so that MLflow draws its curve."""
-    points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
-    return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
+    points = engine.latency.points if engine.latency else ()
+    return {f"sweep_{k}": {p.batch: getattr(p, k) for p in points} for k in _SWEEP_METRICS} if points else {}
 
 
 _MEASURED_METRICS = (

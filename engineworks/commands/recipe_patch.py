@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable
 from difflib import SequenceMatcher, unified_diff
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import InputError, RecipeError
+from engineworks.host.atomic_write import write_atomically
 from engineworks.recipe.yaml_nodes import parse_yaml
 
 
@@ -152,13 +152,7 @@ def spliced(text: str, unchanged: str, changed: str) -> str:
 
 def replace_file(file: Path, text: str) -> None:
     """Replace the file's text atomically and keep the file's permissions. Raises `InputError`."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        try:
-            partial.write_bytes(text.encode())
-            partial.chmod(file.stat().st_mode & 0o777)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(file, text.encode(), mode=file.stat().st_mode & 0o777)
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}") from None

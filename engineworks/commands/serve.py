@@ -36,7 +36,7 @@ def serve(
         typer.Option("--qps", callback=finite_if_given, help="Queries a second, instead of the recipe's load."),
     ] = None,
     p99_ms: Annotated[
-        float, typer.Option("--p99-ms", callback=finite, help="Its largest 99 % latency, and the sweep's.")
+        float, typer.Option("--p99-ms", callback=finite, help="Its largest 99% latency, and the sweep's.")
     ] = 15.0,
     seconds: Annotated[
         float | None,

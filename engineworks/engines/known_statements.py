@@ -9,8 +9,6 @@ keys are trusted. Who deletes it makes this host believe the next statement that
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,6 +16,7 @@ from urllib.parse import quote
 from engineworks.engines.statements import Statement, Statements
 from engineworks.engines.strict_json import parse_document, read_bytes
 from engineworks.errors import TrustError
+from engineworks.host.atomic_write import write_atomically
 from engineworks.host.lock import locked
 from engineworks.settings import KNOWN_STATEMENTS, read_settings
 
@@ -47,7 +46,8 @@ class KnownStatements:
                 known = self.newest(statements.newest.role)
                 self.check(statements, what)
                 if known is None or known.number < statements.newest.number:
-                    _write(place, statements.newest)
+                    text = json.dumps(statements.newest.to_json(), indent=1) + "\n"
+                    write_atomically(place, text.encode(), durable=True)
         except OSError as error:
             raise TrustError(
                 f"{place}: the newest release cannot be remembered: {error.strerror}",
@@ -82,16 +82,3 @@ class KnownStatements:
 def read_known_statements() -> KnownStatements:
     """Return this host's, by the environment."""
     return KnownStatements(read_settings().known_statements)
-
-
-def _write(place: Path, statement: Statement) -> None:
-    """Replace the file atomically and durably."""
-    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(statement.to_json(), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)

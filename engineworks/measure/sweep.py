@@ -1,15 +1,17 @@
 """Which batch to serve with: the rule and the reason. Pure.
 
 The rule: choose the batch with the most samples per second. Its median latency must be within the budget, and its
-memory within 70 % of the device's. A larger batch must give over 1 % more, because smaller differences are unreliable
+memory within 70% of the device's. A larger batch must give over 1% more, because smaller differences are unreliable
 and the smaller batch answers sooner. Samples per second are batch / median latency, one run at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from engineworks.measure.latency_report import FailedBatch, SweepFigures
 
 MEMORY_SHARE = 0.7
 """Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
@@ -39,13 +41,11 @@ class Recommendation:
         return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
 
 
-def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:
+def sweep_point(figures: SweepFigures | FailedBatch) -> SweepPoint:
     """A point from a measurement's report."""
-    if figures.get("error"):
-        return SweepPoint(figures["batch"], error=figures["error"])
-    return SweepPoint(
-        figures["batch"], figures["throughput_per_s"], figures["latency_ms_p50"], figures["memory_mib"]
-    )  # fmt: skip
+    if isinstance(figures, FailedBatch):
+        return SweepPoint(figures.batch, error=figures.error)
+    return SweepPoint(figures.batch, figures.throughput_per_s, figures.latency_ms_p50, figures.memory_mib)
 
 
 def recommend(
@@ -78,6 +78,6 @@ def _refusal(point: SweepPoint, latency_ms: float | None, memory_total_mib: floa
     if latency_ms is not None and point.latency_ms_p50 > latency_ms:
         return f"is over the budget ({point.latency_ms_p50:.3g} ms)"
     if memory_total_mib and point.memory_mib > MEMORY_SHARE * memory_total_mib:
-        share = f"{100 * MEMORY_SHARE:.0f} % of the device's {memory_total_mib:,.0f} MiB"
+        share = f"{100 * MEMORY_SHARE:.0f}% of the device's {memory_total_mib:,.0f} MiB"
         return f"takes {point.memory_mib:,.0f} MiB, over {share}"
     return ""

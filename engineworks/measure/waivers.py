@@ -48,11 +48,6 @@ def idle_waivers(waivers: Sequence[Waiver], engines: Sequence[tuple[str, Sequenc
     return messages
 
 
-def waivers_in_force(waivers: Sequence[Waiver], today: date) -> list[Waiver]:
-    """Waivers in force today: the day on which they expire is the last."""
-    return [w for w in waivers if today <= w.expires]
-
-
 def names_check(pattern: str, name: str) -> bool:
     """Whether the waiver's pattern matches this check; brackets are literal, as in `cosine[logits]`."""
     return pattern == name or fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
+from engineworks.host.atomic_write import write_atomically
 from engineworks.package.package import PACKAGE_FILE, PackagedEngine
 
 FOLDER = "packages"
@@ -24,15 +23,9 @@ def note_package(root: Path, out: Path, engines: Sequence[PackagedEngine]) -> No
     place = {"host": platform.node(), "out": str(out.resolve())}
     keys = sorted({key for engine in engines for key in engine.passport.body["steps"].values()})
     path = root / FOLDER / f"{digest_of(place)[:16]}.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         value = {**place, "manifest": digest_file(out / PACKAGE_FILE), "keys": keys}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(value, indent=1).encode())
     except OSError as error:
         raise StoreError(f"the store {root} cannot be written: {error.strerror}") from None
 

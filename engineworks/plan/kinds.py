@@ -18,6 +18,8 @@ from engineworks.errors import (
     StepError,
 )
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
+from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.typed_json import Report
 
 StepName = Literal[
@@ -25,9 +27,7 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
-LATENCY_FILE = "latency.json"
 LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
@@ -96,19 +96,20 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(
-        8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
-        fresh=True,
+        8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=Latency.FILE,
+        typed=(Latency,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
-        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
+        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=ChampionComparison.FILE,
+        typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
         2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(
-        2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,
-        alone=True, fresh=True,
+        2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer",
+        report=PeerLatency.FILE, typed=(PeerLatency,), alone=True, fresh=True,
     ),
     "sensitivity": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("fold", "calibrate", "prepare"), 3, owner="command",

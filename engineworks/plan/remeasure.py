@@ -11,7 +11,7 @@ from typing import Any
 
 from engineworks.fingerprint import digest_of
 from engineworks.measure.gates.gates import disturbed_budgets
-from engineworks.plan.kinds import LATENCY_FILE
+from engineworks.measure.latency_report import Latency
 from engineworks.recipe.performance import Budget
 from engineworks.store.store import Store
 
@@ -34,9 +34,9 @@ def measured_again(
 
 
 def _disturbed(store: Store, key: str, budgets: Mapping[str, Budget], by_history: bool) -> bool:
-    if not store.has(key) or (artifact := store.get(key)) is None or LATENCY_FILE not in artifact.files:
+    if not store.has(key) or (artifact := store.get(key)) is None or Latency.FILE not in artifact.files:
         return False
-    report = artifact.read_json(LATENCY_FILE)
-    if by_history and any(shape.get("complaints") for shape in report["shapes"].values()):
+    report = artifact.read_figures(Latency, 1)
+    if by_history and any(shape.complaints for shape in report.shapes.values()):
         return True
     return bool(disturbed_budgets(report, budgets))

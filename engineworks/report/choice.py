@@ -74,7 +74,7 @@ def _of_engines(engines: Sequence[EngineResult], shape: str, color: Mapping[str,
 
 def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:
     """Latency in ms, quality, bytes."""
-    latency = (shapes_of(engine).get(shape) or {}).get("latency_ms_p50")
+    latency = getattr(shapes_of(engine).get(shape), "latency_ms_p50", None)
     quality = engine.accuracy.quality if engine.accuracy else None
     size = engine.sidecar.get("bytes")
     return (latency, quality, float(size)) if latency and quality is not None and size else None

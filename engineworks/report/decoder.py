@@ -17,7 +17,7 @@ PARTING = " ⟨parts here⟩ "
 def decoder_section(result: BuildResult) -> Section | None:
     """None where no engine is a decoder that was compared or measured."""
     engines = [e for e in result.engines if e.accuracy and e.accuracy.decoder]
-    measured = [e for e in result.engines if any("first_token_ms" in s for s in shapes_of(e).values())]
+    measured = [e for e in result.engines if any(s.first_token_ms is not None for s in shapes_of(e).values())]
     most = max((len(_prompts(e)) for e in engines), default=0)
     blocks = blocks_of(_speed(measured), _agreement(engines), [_prompt(engines, n) for n in range(most)])
     return Section("generation", "Generated text", blocks, brief="Text") if blocks else None
@@ -34,11 +34,11 @@ def _speed(measured: list[EngineResult]) -> Block | None:
     ]  # fmt: skip
     rows = [
         [
-            engine_cell(engine.id), Cell(name), Cell(dims_text(shape["dims"])), number(shape["first_token_ms"], 2),
-            number(shape["latency_ms_p50"], 3), number(shape["tokens_per_s_stream"], 1),
-            number(shape["tokens_per_s"], 1), number(shape["prefill_tokens_per_s"], 0),
-            number(shape["cache_bytes_per_token"] / 1024, 2), number(shape["cache_mib_per_stream"], 2),
-            number(shape["streams_that_fit"], 0),
+            engine_cell(engine.id), Cell(name), Cell(dims_text(shape.dims)), number(shape.first_token_ms, 2),
+            number(shape.latency_ms_p50, 3), number(shape.tokens_per_s_stream, 1),
+            number(shape.tokens_per_s, 1), number(shape.prefill_tokens_per_s, 0),
+            number((shape.cache_bytes_per_token or 0) / 1024, 2), number(shape.cache_mib_per_stream, 2),
+            number(shape.streams_that_fit, 0),
         ]
         for engine in measured for name, shape in shapes_of(engine).items()
     ]  # fmt: skip

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from engineworks.builds.results import EngineResult
+from engineworks.measure.latency_report import ShapeFigures
 from engineworks.report.blocks import Table, text_table
 
 LATENCY = (
-    ("p50 ms", "latency_ms_p50", 4), ("p50 at 95 %", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
+    ("p50 ms", "latency_ms_p50", 4), ("p50 at 95%", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
     ("p99 ms", "latency_ms_p99", 4), ("device p50 ms", "device_ms_p50", 4), ("device p99 ms", "device_ms_p99", 4),
     ("with copies p50 ms", "copies_ms_p50", 4), ("with copies p99 ms", "copies_ms_p99", 4),
     ("first run ms", "first_run_ms", 2), ("samples/s", "throughput_per_s", 0), ("MiB", "memory_mib", 2),
     ("runs", "runs", 0),
 )  # fmt: skip
-"""Heading, key in latency.json, decimals. p50, p90, p99: the host's clock without copies, and the median's 95 %
+"""Heading, key in latency.json, decimals. p50, p90, p99: the host's clock without copies, and the median's 95%
 interval. device: the same runs by the device's clock. MiB: what loading and running the engine adds."""
 
 SWEEP = (
@@ -23,36 +23,33 @@ SWEEP = (
     ("p99 ms", "latency_ms_p99", 4), ("MiB", "memory_mib", 2),
 )  # fmt: skip
 
-Shapes = Mapping[str, Mapping[str, Any]]
 
-
-def shapes_of(engine: EngineResult) -> Shapes:
+def shapes_of(engine: EngineResult) -> Mapping[str, ShapeFigures]:
     """What was measured, by named shape."""
-    shapes: Shapes = (engine.latency or {}).get("shapes", {})
-    return shapes
+    return engine.latency.shapes if engine.latency else {}
 
 
 def latency_table(engine: EngineResult) -> Table | None:
     """One row per named shape."""
     headings = ("shape", "dims", *(heading for heading, _, _ in LATENCY))
     rows = [
-        (name, dims_text(shape["dims"]), *(_cell(shape.get(key), digits) for _, key, digits in LATENCY))
+        (name, dims_text(shape.dims), *(_cell(getattr(shape, key), digits) for _, key, digits in LATENCY))
         for name, shape in shapes_of(engine).items()
     ]
-    return text_table(headings, rows, texts=("shape", "dims", "p50 at 95 %"))
+    return text_table(headings, rows, texts=("shape", "dims", "p50 at 95%"))
 
 
 def has_device_figures(engine: EngineResult) -> bool:
     """Whether more was measured than the host's time."""
     keys = ("device_ms_p50", "copies_ms_p50")
-    return any(shape.get(key) is not None for shape in shapes_of(engine).values() for key in keys)
+    return any(getattr(shape, key) is not None for shape in shapes_of(engine).values() for key in keys)
 
 
 def streams_table(engine: EngineResult) -> Table | None:
     rows = [
-        (name, str(stream["streams"]), figure(stream["runs_per_s"], 0), figure(stream["samples_per_s"], 0))
+        (name, str(stream.streams), figure(stream.runs_per_s, 0), figure(stream.samples_per_s, 0))
         for name, shape in shapes_of(engine).items()
-        for stream in shape.get("streams", ())
+        for stream in shape.streams
     ]
     return text_table(("shape", "streams", "runs/s", "samples/s"), rows, texts=("shape",))
 
@@ -63,9 +60,9 @@ def sweep_table(engine: EngineResult) -> Table | None:
         return None
     chosen = engine.recommendation.batch
     rows = [
-        (f"{point['batch']}{' *' if point['batch'] == chosen else ''}",
-         *(figure(point.get(key), digits) for _, key, digits in SWEEP), point.get("error", ""))
-        for point in engine.latency["sweep"]
+        (f"{point.batch}{' *' if point.batch == chosen else ''}",
+         *(figure(getattr(point, key, None), digits) for _, key, digits in SWEEP), getattr(point, "error", ""))
+        for point in engine.latency.sweep
     ]  # fmt: skip
     headings = ("batch", *(heading for heading, _, _ in SWEEP), "error")
     return text_table(headings, rows, texts=("error",), below=f"Recommended: {engine.recommendation.message}.")
@@ -73,20 +70,18 @@ def sweep_table(engine: EngineResult) -> Table | None:
 
 def remarks(engine: EngineResult) -> Iterator[str]:
     """Reasons not to trust the figures: the device's complaints first, then the notes."""
-    report = engine.latency or {}
     yield from complaints(engine)
-    yield from report.get("notes", ())
+    yield from engine.latency.notes if engine.latency else ()
     for name, shape in shapes_of(engine).items():
-        yield from (f"{name}: {note}" for note in shape["notes"])
-    for point in report.get("sweep", ()):
-        if "shape" not in point:
-            yield from (f"batch {point['batch']}: {note}" for note in point.get("notes", ()))
+        yield from (f"{name}: {note}" for note in shape.notes)
+    for point in engine.latency.points if engine.latency else ():
+        if not point.shape:
+            yield from (f"batch {point.batch}: {note}" for note in point.notes)
 
 
 def complaints(engine: EngineResult) -> Sequence[str]:
     """What the device or the host did while the engine was measured."""
-    found: Sequence[str] = (engine.latency or {}).get("device", {}).get("complaints", ())
-    return found
+    return engine.latency.device.complaints if engine.latency else ()
 
 
 def dims_text(dims: Mapping[str, int]) -> str:

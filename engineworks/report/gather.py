@@ -230,7 +230,7 @@ def _before(
     plan = read_json(tracking, before.run_id, PLAN_FILE) or {}
     missed = {*left_out(plan), *(e["id"] for e in plan.get("engines", ()) if e["id"] not in older)}
     rest = {e.id: newest for e in result.engines if e.id in missed and (newest := _newest(tracking, e.id, before))}
-    shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
+    shape = next((name for e in result.engines for name in (e.latency.shapes if e.latency else ())), "")
     points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
     refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
     changes = summarize_since(result, points, refused, shape, missed)

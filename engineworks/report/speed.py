@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.measure.latency_report import ShapeFigures
 from engineworks.report.background import Background
 from engineworks.report.blocks import (
     Block,
@@ -22,6 +22,7 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.figures import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.report.grouping import never_run
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
 
@@ -42,7 +43,7 @@ def latency_section(result: BuildResult, background: Background, *, plots: bool)
 
 
 def _title(name: str, measured: list[EngineResult]) -> str:
-    dims = next((dims_text(shapes_of(e)[name]["dims"]) for e in measured if shapes_of(e).get(name, {}).get("dims")), "")
+    dims = next((dims_text(shapes_of(e)[name].dims) for e in measured if name in shapes_of(e)), "")
     return f"{name} ({dims})" if dims else name
 
 
@@ -50,9 +51,10 @@ def _plot(result: BuildResult, measured: list[EngineResult], name: str, backgrou
     color = colors(result)
     rows = [
         Distribution(
-            short(e.id), color[precision_of(e.id)], s["samples"], s["latency_ms_p50"], s["latency_ms_p99"]
+            short(e.id), color[precision_of(e.id)], s.samples, s.latency_ms_p50, s.latency_ms_p99
         )
-        for e in measured if len((s := shapes_of(e).get(name, {})).get("samples", ())) > 1
+        for e in measured
+        if (s := shapes_of(e).get(name)) and isinstance(s.samples, tuple) and len(s.samples) > 1
     ]  # fmt: skip
     if not rows:
         return None
@@ -68,33 +70,33 @@ def _budget(background: Background, shape: str, what: str) -> float | None:
     return budget
 
 
-_NOT_ACROSS_ENGINES = ("p50 at 95 %", "device p99 ms", "with copies p99 ms", "MiB")
+_NOT_ACROSS_ENGINES = ("p50 at 95%", "device p99 ms", "with copies p99 ms", "MiB")
 _COLUMNS = tuple(column for column in LATENCY if column[0] not in _NOT_ACROSS_ENGINES)
 
 
 def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
     columns = [
         Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS),
-        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("warning"),
+        Column("median ±", number=True, hint="half of the median's 95% interval"), Column("warning"),
     ]  # fmt: skip
     rows = []
     for engine in measured:
         figures = shapes_of(engine).get(name)
         if figures is None:
             continue
-        cells = [number(figures.get(key), digits) for _, key, digits in _COLUMNS]
-        bad = [*figures.get("complaints", ()), *figures.get("notes", ())]
+        cells = [number(getattr(figures, key), digits) for _, key, digits in _COLUMNS]
+        bad = [*figures.complaints, *figures.notes]
         more = f" (and {len(bad) - 1} more below)" if len(bad) > 1 else ""
         warning = Cell(bad[0] + more if bad else "", tone="inconclusive")
         rows.append([engine_cell(engine.id), *cells, _half_width(figures), warning])
     return table(columns, rows, title=_title(name, measured))
 
 
-def _half_width(figures: Mapping[str, Any]) -> Cell:
-    interval = figures.get("median_interval")
-    if not interval or not figures.get("latency_ms_p50"):
+def _half_width(figures: ShapeFigures) -> Cell:
+    interval = figures.median_interval
+    if not interval or not figures.latency_ms_p50:
         return Cell("")
-    share = (interval[1] - interval[0]) / 2 / figures["latency_ms_p50"]
+    share = (interval[1] - interval[0]) / 2 / figures.latency_ms_p50
     return Cell(f"{share:.2%}" if share < 0.1 else f"{share:.0%}", sort=share)
 
 
@@ -114,7 +116,7 @@ def _own(engine: EngineResult) -> Fold | None:
 
 
 def sweep_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
-    swept = [e for e in result.engines if e.recommendation and (e.latency or {}).get("sweep")]
+    swept = [e for e in result.engines if e.recommendation and e.latency and e.latency.sweep]
     if not swept:
         return None
     budget = ((background.resolved.get("performance") or {}).get("sweep") or {}).get("latency_ms")
@@ -145,12 +147,12 @@ def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float |
     for target, engines in by_target(swept):
         curves = []
         for engine in engines:
-            points = [p for p in (engine.latency or {})["sweep"] if not p.get("error")]
+            points = engine.latency.points if engine.latency else ()
             if len(points) > 1 and engine.recommendation:
                 curves.append(
                     Curve(
-                        short(engine.id), color[precision_of(engine.id)], [p["batch"] for p in points],
-                        [p["throughput_per_s"] for p in points], [p["latency_ms_p50"] for p in points],
+                        short(engine.id), color[precision_of(engine.id)], [p.batch for p in points],
+                        [p.throughput_per_s for p in points], [p.latency_ms_p50 for p in points],
                         engine.recommendation.batch,
                     )
                 )  # fmt: skip
@@ -161,13 +163,13 @@ def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float |
 
 
 def memory_section(result: BuildResult) -> Section | None:
-    """Sizes of all that were built; what loading and running takes of those that were measured."""
+    """Sizes of all that were built, those of one size that never ran in one row; what loading and running takes."""
     built = [e for e in result.engines if e.sidecar.get("bytes")]
     if not built:
         return None
     names = list(dict.fromkeys(name for e in built for name in shapes_of(e)))
     largest = max(e.sidecar["bytes"] for e in built)
-    most = max((s.get("memory_mib") or 0.0 for e in built for s in shapes_of(e).values()), default=0.0)
+    most = max((s.memory_mib for e in built for s in shapes_of(e).values()), default=0.0)
     columns = [
         Column("engine"), Column("engine MiB", number=True), Column("load ms", number=True, hint="until the first run"),
         *(Column(f"{name}: MiB", number=True, hint="what loading and running the engine adds") for name in names),
@@ -175,18 +177,30 @@ def memory_section(result: BuildResult) -> Section | None:
         Column("build s", number=True),
     ]  # fmt: skip
     rows = []
-    for engine in built:
-        latency = engine.latency or {}
-        used = [(shapes_of(engine).get(name) or {}).get("memory_mib") for name in names]
-        total, peak = latency.get("memory_total_mib"), max((m for m in used if m), default=None)
+    for engine, *others in _alike(built):
+        latency = engine.latency
+        used = [getattr(shapes_of(engine).get(name), "memory_mib", None) for name in names]
+        total, peak = latency.memory_total_mib if latency else None, max((m for m in used if m), default=None)
         share = peak / total if peak and total else None
         rows.append([
-            engine_cell(engine.id), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
-            number(latency.get("load_ms"), 1), *(_bar(m, most, 1) for m in used),
+            Cell(f"{precision_of(engine.id)} on {1 + len(others)} targets", code=True) if others
+            else engine_cell(engine.id),
+            _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
+            number(latency.load_ms if latency else None, 1), *(_bar(m, most, 1) for m in used),
             Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
-            Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
+            Cell("") if others
+            else Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
         ])  # fmt: skip
     return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)), brief="Memory")
+
+
+def _alike(engines: Sequence[EngineResult]) -> list[list[EngineResult]]:
+    """Engines that never ran, together by precision and size as shown; every other engine alone."""
+    groups: dict[object, list[EngineResult]] = {}
+    for e in engines:
+        size = (precision_of(e.id), round(e.sidecar["bytes"] / 2**20, 2))
+        groups.setdefault(size if never_run(e) else e.id, []).append(e)
+    return list(groups.values())
 
 
 def _bar(value: float | None, most: float, digits: int = 2) -> Cell:

@@ -18,7 +18,7 @@ from engineworks.engines.engine_session import load_verified, runner_of, serving
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
-from engineworks.plan.kinds import LATENCY_FILE
+from engineworks.measure.latency_report import Latency
 from engineworks.recipe.batch import samples_per_run
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.background_work import BackgroundWork
@@ -46,7 +46,7 @@ def run(job: StepJob) -> None:
     with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
         with tempfile.TemporaryDirectory(prefix="cache-") as new:
             report = _measure(job, engine, Path(new) if _cache(job) else None)
-        job.write_json(LATENCY_FILE, report | {"loads": _loads(job, engine)})
+        job.write(Latency.from_json(report | {"loads": _loads(job, engine)}, f"{job.id}: {Latency.FILE}"))
     if job.params["at"]:
         write_layers(job, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
 

@@ -23,9 +23,9 @@ from engineworks.host.sandbox import Sandbox
 from engineworks.host.sandbox.serve import Emit
 from engineworks.host.sandbox.wire import Array, require_finite
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.latency_report import PeerLatency
 from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
@@ -53,7 +53,7 @@ def run(job: StepJob) -> None:
             outputs = _accuracy(job, samples, session.outputs, lambda _: session.run(next(feeds)))
     else:
         report, outputs = _from_sandbox(job, samples)
-    job.write_json(LATENCY_FILE, report | {"outputs": outputs})
+    job.write(PeerLatency.from_json(report | {"outputs": outputs}, f"{job.id}: {PeerLatency.FILE}"))
 
 
 def _onnx(job: StepJob) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import RACY_SECONDS, digest_of
-from engineworks.store.json_files import parse_figures, parse_json, read_json_file
+from engineworks.store.json_files import parse_json, read_json_file, without_samples
 from engineworks.typed_json import Report
 
 R = TypeVar("R", bound=Report)
@@ -51,9 +51,9 @@ class Artifact:
         """Read a report as its class. Raises `StoreError` if it is not what was stored, or not as documented."""
         return kind.parse(self._stored(kind.FILE), str(self.file(kind.FILE)))
 
-    def read_figures(self, name: str, longest: int) -> Any:
-        """Read JSON with lists of more than `longest` raw samples replaced by their length."""
-        return parse_figures(self._stored(name), longest)
+    def read_figures(self, kind: type[R], longest: int) -> R:
+        """Read as `read` does, with lists of more than `longest` raw samples replaced by their length."""
+        return kind.parse(without_samples(self._stored(kind.FILE), longest), str(self.file(kind.FILE)))
 
     def _stored(self, name: str) -> bytes:
         """Return the bytes that the manifest describes: those that are hashed are those that are read."""

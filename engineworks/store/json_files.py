@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from engineworks.errors import EngineworksError
+
 SAMPLES = b'samples": ['
 NOT_NUMBERS = (b"[", b"{", b'"')
 """First characters of values that may contain commas."""
@@ -22,17 +24,23 @@ def read_json_file(path: Path | str) -> Any:
         return parse_json(file.read())
 
 
-def parse_figures(data: bytes, longest: int) -> Any:
-    """Parse as `parse_json`, without raw samples, which take most of a report's text and parsing time.
+def read_json_object(path: Path, error: type[EngineworksError]) -> dict[str, Any]:
+    """Return the object in a file that others wrote. Raises `error` where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise error(f"{path}: cannot be read as JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: is not a JSON object")
+    return value
 
-    A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Raises the
-    same.
+
+def without_samples(data: bytes, longest: int) -> bytes:
+    """Return a report's text without raw samples, which take most of it and of the time to parse it.
+
+    A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Lists are
+    found by the quote that ends a key: inside a text it would be escaped, and different text would follow.
     """
-    return parse_json(_without_samples(data, longest))
-
-
-def _without_samples(data: bytes, longest: int) -> bytes:
-    """Remove lists by the quote that ends a key: inside a text it would be escaped, and different text would follow."""
     parts: list[bytes] = []
     done = at = 0
     while (at := data.find(SAMPLES, at)) >= 0:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
+from engineworks.host.atomic_write import write_atomically
 
 FOLDER = "records"
 
@@ -40,16 +39,10 @@ def note_record(root: Path, record: NotedRecord) -> None:
     path = record.path_in(root)
     if _read(path) == record:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-            temporary.replace(path)
-            if record.id:
-                replace(record, id="").path_in(root).unlink(missing_ok=True)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(asdict(record), indent=1).encode())
+        if record.id:
+            replace(record, id="").path_in(root).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"the store {root} cannot be written: {error.strerror}") from None
 

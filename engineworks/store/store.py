@@ -25,6 +25,7 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
+from engineworks.host.atomic_write import write_atomically
 from engineworks.host.lock import is_locked, locked
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 from engineworks.store.clock import Published, now
@@ -318,14 +319,7 @@ class Store:
         with contextlib.suppress(OSError, ValueError):
             if file.read_text(encoding="utf-8") == text:
                 return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(file, text.encode())
 
     @contextlib.contextmanager
     def _full_is_reported(self, step: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import TrackingError
+from engineworks.host.atomic_write import write_atomically
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.records import EngineRecord
 
@@ -94,14 +95,8 @@ class SpoolFile:
 def create(artifacts: Path, head: Head) -> SpoolFile:
     """Create a file for a build. Raises `TrackingError`."""
     path = artifacts / FOLDER / f"{head.id}.jsonl"
-    temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(json.dumps(asdict(head), ensure_ascii=False).encode() + b"\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(asdict(head), ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         raise TrackingError(f"records cannot be kept in {path}: {error.strerror}") from None
     return SpoolFile(path)

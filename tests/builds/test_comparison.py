@@ -18,16 +18,14 @@ from engineworks.report.comparison import comparison_tables
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
 from engineworks.store.store import Store
-from tests.typed_reports import accuracy, output
+from tests.typed_reports import accuracy, output, shape_json
+from tests.typed_reports import latency as latency_of
 
 
 def latency(p50: float, *shapes: str, cosine: float | None = 1.0, nonfinite: int = 0, **more: Any) -> dict[str, Any]:
-    figures = {
-        "latency_ms_p50": p50, "latency_ms_p99": 2 * p50, "throughput_per_s": 1000 / p50, "memory_mib": 3.0,
-        "dims": {"batch": 1},
-    }  # fmt: skip
     return {
-        "load_ms": 7.0, "shapes": dict.fromkeys(shapes or ("one",), figures), "facts": {}, "notes": [],
+        "import_ms": 9.0, "load_ms": 7.0, "shapes": dict.fromkeys(shapes or ("one",), shape_json(p50)), "facts": {},
+        "notes": [], "device": {"readings": [], "complaints": []},
         "outputs": {"logits": output(cosine, nonfinite=nonfinite).to_json()}, **more,
     }  # fmt: skip
 
@@ -47,7 +45,9 @@ def compared(
     """reports: by peer, and 'engine' for one engine."""
     peers = [PEERS[name] for name in names]
     artifacts = {
-        p.step: SimpleNamespace(read_json=lambda file, r=reports[n]: r) for n, p in PEERS.items() if n in reports
+        p.step: SimpleNamespace(read_figures=lambda kind, longest, r=reports[n]: kind.from_json(r))
+        for n, p in PEERS.items()
+        if n in reports
     }
     target = SimpleNamespace(name="cpu", target=SimpleNamespace(backend="onnxruntime"))
     engines = [PlannedEngine("r/fp16/cpu", "r", "fp16", cast(Any, target), {})]
@@ -56,8 +56,9 @@ def compared(
         peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), needed=lambda keys: [SimpleNamespace(key=key) for key in ("fold", *keys)],
     )  # fmt: skip
     report = reports.get("engine")
+    own = latency_of(report["shapes"], load_ms=7.0) if report else None
     outputs = {k: OutputAccuracy.from_json(v) for k, v in report["outputs"].items()} if report else {}
-    results = [EngineResult("r/fp16/cpu", verdict, (), latency=report, accuracy=accuracy(None, **outputs))]
+    results = [EngineResult("r/fp16/cpu", verdict, (), latency=own, accuracy=accuracy(None, **outputs))]
     found = compare_with_peers(
         cast(Plan, plan), results, cast(Store, SimpleNamespace(get=artifacts.get)), failures or {}
     )  # fmt: skip

@@ -429,7 +429,7 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
     assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
     assert engine.champion_comparison is not None
-    assert engine.champion_comparison["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
+    assert engine.champion_comparison.attempts[0].rounds[0].blocks["one"][0].ms
     tracking = open_tracking(settings.artifacts, None)
     (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=other.run)
     assert json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))["method"] == "measured"

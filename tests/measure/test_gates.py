@@ -9,8 +9,10 @@ import pytest
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates import gates
 from engineworks.measure.gates.gates import Verdict, disturbed_budgets
+from engineworks.measure.latency_report import Latency
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import Limits
+from tests.typed_reports import latency_json, shape_json
 
 OUTPUT = {
     "cosine": 0.995, "max_abs": 0.1, "mean_abs": 0.01, "sqnr_db": 30.0, "nonfinite": 0, "elements": 100,
@@ -18,10 +20,6 @@ OUTPUT = {
 }  # fmt: skip
 METRIC = {"name": "top1", "kind": "labels", "samples": 597, "lower_is_better": False,
           "engine": 0.98, "reference": 0.99, "ratio": 0.98 / 0.99}  # fmt: skip
-SHAPE = {
-    "latency_ms_p50": 1.0, "latency_ms_p90": 1.5, "latency_ms_p99": 2.0, "throughput_per_s": 1000.0,
-    "memory_mib": 10.0, "runs": 1000, "first_run_ms": 20.0,
-}  # fmt: skip
 
 
 def accuracy(**changes: Any) -> dict[str, Any]:
@@ -29,11 +27,15 @@ def accuracy(**changes: Any) -> dict[str, Any]:
 
 
 def latency(**changes: Any) -> dict[str, Any]:
-    return {"load_ms": 5.0, "engine_mib": 7.0, "shapes": {"one": SHAPE | changes}}
+    return latency_json({"one": shape_json(**changes)})
 
 
 def judge(accuracy: dict[str, Any] | None, latency: Any, *limits: Any, **more: Any) -> Verdict:
-    return gates.judge(None if accuracy is None else Accuracy.from_json(accuracy), latency, *limits, **more)
+    return gates.judge(None if accuracy is None else Accuracy.from_json(accuracy), read(latency), *limits, **more)
+
+
+def read(latency: Any) -> Latency | None:
+    return None if latency is None else Latency.from_json(latency)
 
 
 def test_within_all_limits_is_a_pass() -> None:
@@ -115,9 +117,15 @@ def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measur
     assert verdict.checks[-1].message.endswith("Measured again: 2 measurements before were disturbed.")
     noisy = latency(complaints=["noise"]) | {"load_complaints": ["noise"]}
     budget = Budget(p50_ms=9, p99_ms=9, load_ms=9, engine_mib=9)
-    assert disturbed_budgets(noisy, {"one": budget}) == ["p50_ms[one]", "p99_ms[one]", "load_ms[one]"]
-    assert disturbed_budgets(noisy, {"one": Budget(engine_mib=9)}) == []
-    assert disturbed_budgets(latency(runs=9), {"one": Budget(p99_ms=9)}) == []  # that would not change
+    assert disturbed_budgets(Latency.from_json(noisy), {"one": budget}) == [
+        "p50_ms[one]",
+        "p99_ms[one]",
+        "load_ms[one]",
+    ]
+    assert disturbed_budgets(Latency.from_json(noisy), {"one": Budget(engine_mib=9)}) == []
+    assert (
+        disturbed_budgets(Latency.from_json(latency(runs=9)), {"one": Budget(p99_ms=9)}) == []
+    )  # that would not change
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0], ids=["broken", "kept"])

@@ -26,6 +26,8 @@ from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
 from engineworks.store.store import Store
 from flows import local_steps
+from tests.typed_reports import latency as report_with
+from tests.typed_reports import shape_json
 
 CPU = LadderTarget("cpu", relative_times=backend("onnxruntime").TRAITS.relative_times)
 ADA = LadderTarget("rtx40", ("8.9",))
@@ -168,7 +170,7 @@ def test_the_estimate_weighs_arithmetic_and_bytes() -> None:
 
 
 def test_on_hopper_int8_is_not_expected_to_be_faster_than_fp16() -> None:
-    """BERT-base in int8 has 61 % of fp16's bytes, and takes 1.08 (batch 1) to 1.64 (batch 32) of its time there."""
+    """BERT-base in int8 has 61% of fp16's bytes, and takes 1.08 (batch 1) to 1.64 (batch 32) of its time there."""
     assert estimate_time({}, ["9.0"], ("int8", "fp16"), 61, 100) > 1.0
     assert estimate_time({}, ["9.0"], ("fp16",), 100, 100) == 1.0
 
@@ -197,8 +199,8 @@ def engine(
     name: str, verdict: EngineVerdict, failure: Failure | None = None, check: str = "cosine[logits]"
 ) -> EngineResult:
     gate = Check(check, "pass" if verdict == "failed" else verdict, "It says so.")
-    one = {"dims": {}, "notes": [], "latency_ms_p50": 1.0 if "int8/" in name else 2.0}
-    latency = {"load_ms": 1.0, "shapes": {"one": one}} if verdict == "pass" else None
+    one = shape_json(1.0 if "int8/" in name else 2.0)
+    latency = report_with({"one": one}) if verdict == "pass" else None
     return EngineResult(name, verdict, () if failure else (gate,), latency=latency, failure=failure)
 
 

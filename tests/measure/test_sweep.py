@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engineworks.measure.latency_report import FailedBatch
 from engineworks.measure.sweep import SweepPoint, recommend, sweep_point
 
 ONE = SweepPoint(1, 1000.0, 1.0, 100.0)
@@ -31,7 +32,7 @@ def test_70_percent_of_the_memory_is_the_most() -> None:
     assert recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 + 0.01).batch == 32
     found = recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 - 0.01)
     assert found.batch == 16
-    assert "32 takes 800 MiB, over 70 % of the device's 1,143 MiB" in found.message
+    assert "32 takes 800 MiB, over 70% of the device's 1,143 MiB" in found.message
 
 
 def test_memory_that_is_not_known_is_not_judged_and_said() -> None:
@@ -47,7 +48,7 @@ def test_a_larger_batch_must_give_more_than_is_noise(more: float, batch: int) ->
 
 
 def test_no_batch_that_fits_is_no_recommendation_with_every_reason() -> None:
-    failed = sweep_point({"batch": 64, "error": "out of memory"})
+    failed = sweep_point(FailedBatch(64, {}, None, False, "out of memory"))
     found = recommend([ONE, failed], latency_ms=0.5, memory_total_mib=1000)
     assert found.batch is None
     assert found.message == "no batch can be recommended; 1 is over the budget (1 ms); 64 could not be run"

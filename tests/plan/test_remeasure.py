@@ -15,6 +15,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.remeasure import measured_again
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
+from tests.typed_reports import latency_json, shape_json
 
 BUDGET = "  budget: {one: {p50_ms: 3, p99_ms: 9}}\n"
 
@@ -26,7 +27,7 @@ def planned(repository: Path, store: Store, text: str) -> Plan:
 
 def measured(store: Store, plan: Plan, **figures: Any) -> str:
     key = plan.engines[0].steps["measure"]
-    report = {"shapes": {"one": {"latency_ms_p50": 1.0, "runs": 99, **figures}}, "load_ms": 1.0}
+    report = latency_json({"one": shape_json(**{"runs": 99, **figures})})
     with store.writing(key, plan.steps[key].document, "measure") as writing:
         (writing.folder / "latency.json").write_text(json.dumps(report), encoding="utf-8")
     return key

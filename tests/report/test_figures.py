@@ -8,6 +8,7 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _metrics, _series
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.sweep import Recommendation
 from engineworks.report.figures import (
     complaints,
@@ -19,21 +20,22 @@ from engineworks.report.figures import (
 )
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
+from tests.typed_reports import latency_json, shape_json
 
-SHAPE = {
+SHAPE = shape_json() | {
     "dims": {"batch": 1}, "latency_ms_p50": 0.2, "latency_ms_p90": 0.21, "latency_ms_p99": 0.3,
     "latency_ms_mean": 0.22, "throughput_per_s": 5000.0, "runs": 900, "memory_mib": 310.0, "first_run_ms": 41.0,
     "device_ms_p50": 0.15, "device_ms_p99": 0.25, "copies_ms_p50": 0.4, "copies_ms_p99": 0.5,
     "copies_device_ms_p50": 0.35, "cost_ratio": 1.2, "notes": ["p99 is uncertain"],
-    "streams": [{"streams": 2, "runs_per_s": 9000.0, "samples_per_s": 9000.0}],
+    "streams": [{"streams": 2, "runs_per_s": 9000.0, "samples_per_s": 9000.0, "seconds": 0.5}],
     "samples": [0.2], "device_samples": [0.15], "copies_samples": [0.4], "copies_device_samples": [0.35],
 }  # fmt: skip
 SWEEP = [
     {**SHAPE, "batch": 1, "shape": "one"},
     {**SHAPE, "batch": 8, "notes": ["loud"]},
-    {"batch": 64, "error": "no <room>"},
+    {"batch": 64, "dims": {}, "profile": None, "tail": False, "error": "no <room>"},
 ]
-REPORT = {
+REPORT = latency_json() | {
     "load_ms": 300.0, "engine_mib": 12.0, "memory_total_mib": 80_000.0, "shapes": {"one": SHAPE}, "sweep": SWEEP,
     "serving": {"cuda_graphs": True, "kernels": "lazy"}, "notes": ["no graph was captured"], "facts": {},
     "load_complaints": [],
@@ -47,7 +49,9 @@ CPU_SHAPE = (
 def engine(**changes: Any) -> EngineResult:
     chosen = Recommendation(8, "batch 8: 5,000 samples/s at 0.2 ms")
     sidecar = {"bytes": 100, "build_seconds": 1.0, "sha256": "d", "versions": {}}
-    return EngineResult("r/fp16/h100", "pass", (), sidecar=sidecar, latency=REPORT | changes, recommendation=chosen)
+    return EngineResult(
+        "r/fp16/h100", "pass", (), sidecar=sidecar, latency=Latency.from_json(REPORT | changes), recommendation=chosen
+    )
 
 
 def test_host_device_and_copies_stand_side_by_side() -> None:

@@ -17,6 +17,8 @@ from engineworks.report.text import render_markdown
 from engineworks.tracking.pages import ALL_ENGINES, HEADLINE, VIEW_TAG, Pages, engines_view, recipe_view, view_key
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking, open_tracking
+from tests.typed_reports import latency as report_with
+from tests.typed_reports import shape_json
 
 pytest.importorskip("mlflow")
 
@@ -58,7 +60,7 @@ def record(tracking: Tracking, recipe: str, method: str, p50: float, verdict: st
                          params={"versions.onnxruntime": version}, engine_digest=f"digest-{method}")
         )  # fmt: skip
         run.finish(texts={"plan.json": json.dumps(plan(method))})
-        latency = {"shapes": {"one": {"latency_ms_p50": p50}}, "load_ms": 1.0}
+        latency = report_with({"one": shape_json(p50)})
         result = EngineResult(engine, verdict, (), sidecar={"sha256": f"digest-{method}", "bytes": 1}, latency=latency)  # type: ignore[arg-type]
         return BuildResult(recipe, run.run_id, (result,), (), StepCounts())
 

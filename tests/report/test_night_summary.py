@@ -23,7 +23,8 @@ from engineworks.report.night.page import render_night
 from engineworks.report.night.publish import publish_metrics, record_summary
 from engineworks.report.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.tracking.runs import open_tracking
-from tests.typed_reports import accuracy, metric
+from tests.typed_reports import accuracy, metric, shape_json
+from tests.typed_reports import latency as report_with
 
 AT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 
@@ -42,11 +43,7 @@ class Record:
 def engine(name: str, verdict: EngineVerdict = "pass", *, digest: str = "a" * 64, p50: float = 2.0) -> EngineResult:
     checks = () if verdict in ("pass", "failed") else (Check("cosine", "fail", "cosine .9 is below .99"),)
     failure = Failure(f"{name}/build", "the builder crashed\nmore") if verdict == "failed" else None
-    latency = {
-        "load_ms": 1.0,
-        "shapes": {"one": {"latency_ms_p50": p50, "throughput_per_s": 1e3 / p50}},
-        "sweep": [],
-    }
+    latency = report_with({"one": shape_json(p50)})
     return EngineResult(
         name, verdict, checks, sidecar={"sha256": digest, "bytes": 2**20}, latency=latency, failure=failure,
         accuracy=accuracy(metric()),

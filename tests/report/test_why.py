@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from engineworks.measure.latency_report import Latency
 from engineworks.report.why.why import Explanation, Side, explain
+from tests.typed_reports import latency as report_with
+from tests.typed_reports import shape_json
 
 EXPORT: dict[str, Any] = {"key": "e1", "version": 1, "params": {}, "digests": {"m.onnx": "a" * 64}, "libraries": {}}
 CALIBRATE = {"key": "c1", "version": 1, "params": {"method": "entropy"}, "digests": {"samples": "b" * 64}}
@@ -67,19 +70,19 @@ def test_older_runs_without_all_documents_are_called_incomplete() -> None:
     assert not explain(side(documents={"build": BUILD}), side()).complete
 
 
-def latency(p50: float, low: float, high: float, **more: Any) -> dict[str, Any]:
-    return {"shapes": {"one": {"latency_ms_p50": p50, "median_interval": [low, high], **more}}}
+def latency(p50: float, low: float, high: float, **more: Any) -> Latency:
+    return report_with({"one": shape_json(p50, median_interval=[low, high], **more)})
 
 
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        (latency(2.0, 1.9, 2.1), "100.0% slower: the 95 % intervals do not meet"),
-        (latency(1.05, 0.95, 1.1), "no difference: the 95 % intervals overlap"),
+        (latency(2.0, 1.9, 2.1), "100.0% slower: the 95% intervals do not meet"),
+        (latency(1.05, 0.95, 1.1), "no difference: the 95% intervals overlap"),
         (latency(2.0, 1.9, 2.1, complaints=["hot"]), "something was wrong with the device"),
     ],
 )
-def test_a_latency_counts_only_beyond_its_interval(after: dict[str, Any], words: str) -> None:
+def test_a_latency_counts_only_beyond_its_interval(after: Latency, words: str) -> None:
     (effect,) = explain(side(latency=latency(1.0, 0.9, 1.1)), side(latency=after)).effects
     assert words in effect.note
 

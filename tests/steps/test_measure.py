@@ -58,7 +58,7 @@ def shape(batch: int) -> dict[str, Any]:
 
 def report_of(step: StepJob) -> Any:
     measure.run(step)
-    return json.loads((step.out / measure.LATENCY_FILE).read_text(encoding="utf-8"))
+    return json.loads((step.out / "latency.json").read_text(encoding="utf-8"))
 
 
 def test_on_a_cpu_every_shape_and_batch_has_its_figures(tmp_path: Path) -> None:

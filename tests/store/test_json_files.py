@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineworks.builds.passport import _shortened
-from engineworks.store.json_files import _without_samples, parse_figures, parse_json, read_json_file
+from engineworks.store.json_files import parse_json, read_json_file, without_samples
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.sampled_from(["samples", "device_samples", "of", '"samples": [', "a\\", 'x"samples', "samples\\"]) | st.text()
@@ -45,7 +45,7 @@ def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: str) -> None:
 
 
 def only_samples_shortened(value: Any, longest: int) -> Any:
-    """What `parse_figures` promises, done to values instead of text."""
+    """What `without_samples` promises, done to values instead of text."""
     if isinstance(value, dict):
         return {
             k: {"values": len(v)}
@@ -62,7 +62,7 @@ def is_long(value: Any, longest: int) -> bool:
 
 @given(VALUES)
 def test_long_lists_of_numbers_under_keys_of_samples_are_told_by_their_length_and_nothing_else_is(value: Any) -> None:
-    found = parse_json(_without_samples(as_written(value), 3))
+    found = parse_json(without_samples(as_written(value), 3))
     assert repr(found) == repr(only_samples_shortened(json.loads(as_written(value)), 3))
 
 
@@ -73,7 +73,7 @@ def test_a_report_without_its_samples_says_what_passports_say(tmp_path: Path) ->
         "sweep": [{"batch": 1, "samples": [0.25] * 65}],
     }
     (tmp_path / "latency.json").write_bytes(as_written(report))
-    found = parse_figures((tmp_path / "latency.json").read_bytes(), 64)
+    found = parse_json(without_samples((tmp_path / "latency.json").read_bytes(), 64))
     assert found["shapes"]["one"]["samples"] == {"values": 100}
     assert found["sweep"][0]["samples"] == {"values": 65}
     assert found["shapes"]["one"]["copies_samples"] == [1.0] * 64

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from engineworks.cli import _run
 from engineworks.errors import EXIT_STEP_FAILED, StoreError
 from engineworks.fingerprint import digest_of
+from engineworks.store import remote
 from engineworks.store.remote import RemoteStore
 from engineworks.store.service import Service
 from engineworks.store.shared import SharedStore
@@ -114,7 +114,8 @@ RACE = """
     import sys
     from pathlib import Path
     from engineworks.fingerprint import digest_of
-    from engineworks.store.remote import RemoteStore
+    from engineworks.store import remote
+from engineworks.store.remote import RemoteStore
     from engineworks.store.shared import SharedStore
     url, folder, name = sys.argv[1:]
     store = SharedStore(Path(folder), RemoteStore(url))
@@ -158,22 +159,31 @@ def test_hosts_that_race_for_a_key_go_on_with_one_result(url: str, tmp_path: Pat
 
 def test_two_processes_of_one_host_do_the_work_once(url: str, tmp_path: Path) -> None:
     code = """
-        import sys, time
+        import sys
         from pathlib import Path
         from test_s3 import DOCUMENT, KEY, host
-        with host(sys.argv[1], Path(sys.argv[2])).writing(KEY, DOCUMENT, "tiny/build") as writing:
+        store = host(sys.argv[1], Path(sys.argv[2]))
+        print("ready", flush=True)
+        with store.writing(KEY, DOCUMENT, "tiny/build") as writing:
             if writing.hit is None:
-                time.sleep(0.5)
+                sys.stdin.readline()
                 (writing.folder / "engine").write_text("hello")
                 print("built")
     """
     processes = [python(code, url, tmp_path / "1") for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
     assert sorted(p.communicate()[0] for p in processes) == ["", "", "built\n"]
 
 
 @pytest.mark.parametrize(("method", "call", "uploaded"), [("put_file", 2, 1), ("pipe_file", 1, 2)])
 def test_a_kill_9_in_the_middle_of_an_upload_leaves_nothing_visible(
-    url: str, tmp_path: Path, method: str, call: int, uploaded: int
+    url: str, tmp_path: Path, method: str, call: int, uploaded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the second of two files, and before the manifest."""
     code = """
@@ -197,9 +207,9 @@ def test_a_kill_9_in_the_middle_of_an_upload_leaves_nothing_visible(
     assert not second.has(KEY)
     assert write(second, "second") == "second"
     assert write(host(url, tmp_path / "1"), "again") == "second"
-    time.sleep(1.1)  # S3 tells the time of a change in whole seconds
-    assert RemoteStore(url).sweep(older_than_s=3600) == 0
-    assert RemoteStore(url).sweep(older_than_s=0) == 1
+    assert RemoteStore(url).sweep(older_than_s=0) == 0, "it may belong to a running build"
+    monkeypatch.setattr(remote, "UPLOAD_S", -2.0)  # S3 tells the time of a change in whole seconds
+    assert RemoteStore(url).sweep(older_than_s=-2.0) == 1
     assert len(objects(url)) == 3
     assert write(host(url, tmp_path / "3"), "third") == "second"
 

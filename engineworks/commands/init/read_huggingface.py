@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from engineworks.commands.init.draft import ModelFacts, RawTensor
 from engineworks.errors import ModelError
 from engineworks.model.export.from_huggingface import find_folder, task_of
+from engineworks.store.json_files import read_json_object
 
 _WITHOUT_TOKEN_TYPES = frozenset({"distilbert", "roberta", "xlm-roberta", "camembert", "mpnet", "deberta-v2", "bart"})
 
@@ -17,9 +17,7 @@ def read_huggingface(source: str, root: Path, task: str | None) -> ModelFacts:
     """Return facts from the config alone; nothing is loaded. Raises `ModelError` for no model, or an unknown task."""
     folder = find_folder(source, root)
     chosen = task_of(folder, task)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'config.json'}: is not a JSON object")
+    config = read_json_object(folder / "config.json", ModelError)
     if chosen == "image-classification":
         return _images(config, chosen)
     names = ["input_ids", "attention_mask"]

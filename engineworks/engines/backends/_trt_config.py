@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from engineworks.engines.backends.base import Option
 from engineworks.engines.capabilities import PORTABLE_ONLY
 from engineworks.errors import BuildError, TargetError
+from engineworks.host.atomic_write import write_atomically
 
 NUMBERS: Mapping[str, Option] = {
     "builder_optimization_level": Option(int, "0 to 5: how long to look for faster kernels; 3 unless said otherwise"),
@@ -148,6 +148,4 @@ def use_timing_cache(config: Any, folder: Path) -> Any:
 
 def keep_timing_cache(cache: Any, folder: Path) -> None:
     """Write the cache atomically; of two concurrent builds, the later one wins."""
-    partial = folder / f"{TIMING_CACHE_FILE}.{os.getpid()}"
-    partial.write_bytes(bytes(cache.serialize()))
-    partial.replace(folder / TIMING_CACHE_FILE)
+    write_atomically(folder / TIMING_CACHE_FILE, bytes(cache.serialize()))

@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from engineworks.engines.backends.base import Serving
+from engineworks.host.atomic_write import write_atomically
 
 RUNTIME_CACHE_FILE = "runtime.cache"
 
@@ -82,10 +82,7 @@ class RtxDialect:
             return
         made = bytes(self._cache.serialize())
         if made and made != self._before:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-            partial.write_bytes(made)
-            partial.replace(self._file)
+            write_atomically(self._file, made)
 
     def _fill(self, file: Path) -> str:
         """Read the cache of earlier sessions. Returns the outcome: new, reused or refused."""

@@ -15,6 +15,7 @@ from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.gates.slices import slice_findings
+from engineworks.measure.latency_report import Latency, ShapeFigures
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
 from engineworks.recipe.performance import Budget
@@ -63,7 +64,7 @@ class Verdict:
 
 def judge(
     accuracy: Accuracy | None,
-    latency: Mapping[str, Any] | None,
+    latency: Latency | None,
     limits: Limits,
     budgets: Mapping[str, Budget],
     *,
@@ -194,7 +195,7 @@ def _perplexity_check(field: str, metric: MetricFigures, limit: Any, good: bool,
         return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
     verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
     low, high = metric.interval or (None, None)
-    known = f", 95 % interval {figure(low)} to {figure(high)}" if low is not None else ""
+    known = f", 95% interval {figure(low)} to {figure(high)}" if low is not None else ""
     message += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
     return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
 
@@ -236,7 +237,7 @@ def _metric_verdict(field: str, metric: MetricFigures, limit: Any) -> tuple[bool
 
 
 def _performance_checks(
-    latency: Mapping[str, Any] | None, budgets: Mapping[str, Budget], unmeasured_because: str
+    latency: Latency | None, budgets: Mapping[str, Budget], unmeasured_because: str
 ) -> Iterator[Check]:
     for shape, budget in budgets.items():
         for field, limit in budget.model_dump(exclude_none=True).items():
@@ -244,49 +245,47 @@ def _performance_checks(
             if latency is None:
                 yield Check(name, "unmeasured", f"{shape}: not measured: {unmeasured_because or 'no report'}.")
             else:
-                yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
+                yield _budget_check(name, shape, field, latency.shapes[shape], latency, limit)
 
 
-def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
+def disturbed_budgets(latency: Latency, budgets: Mapping[str, Budget]) -> list[str]:
     """Names of the budgets whose measurements are unreliable because the device was disturbed."""
     return [
         f"{field}[{shape}]"
         for shape, budget in budgets.items()
         for field in budget.model_dump(exclude_none=True)
-        if _complaints(field, latency["shapes"].get(shape, {}), latency)
+        if shape in latency.shapes and _complaints(field, latency.shapes[shape], latency)
     ]
 
 
-def _budget_check(
-    name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
-) -> Check:
+def _budget_check(name: str, shape: str, field: str, figures: ShapeFigures, report: Latency, limit: float) -> Check:
     text, key, unit = _BUDGETS[field]
-    value = report[key] if key in _OF_THE_ENGINE else figures[key]
+    value = getattr(report if key in _OF_THE_ENGINE else figures, key)
     smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     shown = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
     message = f"{shape}: {text} is {shown[0]} {unit}, budget {side} {shown[1]} {unit}."
-    if again := report.get("disturbed_before", 0):
+    if again := report.disturbed_before:
         message += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
         message += " disturbed."
     if doubts := _complaints(field, figures, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
         return Check(name, "inconclusive", f"{message} {doubtful}")
-    if field in TAILS and figures["runs"] < (needed := enough_for(TAILS[field])):
-        few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+    if field in TAILS and figures.runs < (needed := enough_for(TAILS[field])):
+        few = f"{figures.runs} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{message} {few}")
     return Check(name, "pass" if good else "fail", message)
 
 
-def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def _complaints(field: str, figures: ShapeFigures, report: Latency) -> tuple[str, ...]:
     """Disturbances of the device during the measurement, which then neither passes nor fails.
 
     A disturbance can bias a result either way: freed memory, clocks kept high, cores taken by another process.
     """
     if field == "engine_mib":
-        return []
-    return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
+        return ()
+    return report.load_complaints if field == "load_ms" else figures.complaints
 
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
@@ -294,8 +293,8 @@ _OF_THE_ENGINE = ("load_ms", "engine_mib")
 
 _BUDGETS = {
     "p50_ms": ("median latency", "latency_ms_p50", "ms"),
-    "p90_ms": ("90 % latency", "latency_ms_p90", "ms"),
-    "p99_ms": ("99 % latency", "latency_ms_p99", "ms"),
+    "p90_ms": ("90% latency", "latency_ms_p90", "ms"),
+    "p99_ms": ("99% latency", "latency_ms_p99", "ms"),
     "throughput_per_s": ("throughput", "throughput_per_s", "samples/s"),
     "memory_mib": ("memory", "memory_mib", "MiB"),
     "load_ms": ("load time", "load_ms", "ms"),

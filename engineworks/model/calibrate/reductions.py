@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.errors import CalibrationError
 from engineworks.model.calibrate.activations import Activation
 from engineworks.model.calibrate.heap import trim_heap
 from engineworks.model.calibrate.histograms import BinCounter
@@ -30,12 +31,12 @@ from engineworks.model.calibrate.runtime import (
     check_names,
     check_tensors,
     open_session,
-    runtime_errors,
     write_part,
 )
 from engineworks.model.calibrate.segments import inferred_tensors, plan_segments
 from engineworks.model.calibrate.values import HostValues, ReducedValues, Same
 from engineworks.model.onnx_files import graph_inputs, load_model, opset_of
+from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ReducedModel:
         given = dict(feeds)
         if self._samples:
             given[FROM] = np.zeros(1, np.int64) if look else NOWHERE
-        with runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
+        with ort_errors_as(CalibrationError, "ONNX Runtime does not run the model on a calibration sample"):
             return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
 
     def _reduce(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, ReducedValues]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
-from engineworks.model.runtime.ort_errors import ort_errors
+from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.tensors import TensorSpec
 
@@ -87,19 +86,9 @@ def open_session(
     options.log_severity_level = 3
     weights = part.parent if isinstance(part, Path) else source.parent
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
-    with runtime_errors(f"{source}: ONNX Runtime does not load the model"):
+    with ort_errors_as(CalibrationError, f"{source}: ONNX Runtime does not load the model"):
         model = part if isinstance(part, bytes) else str(part)
         return onnxruntime.InferenceSession(model, options, providers=list(providers))
-
-
-@contextmanager
-def runtime_errors(what: str) -> Iterator[None]:
-    """Raise `CalibrationError` with `what` and ONNX Runtime's message for its errors."""
-    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
-    try:
-        yield
-    except kinds as error:
-        raise CalibrationError(f"{what}: {error}") from error
 
 
 def check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.errors import CalibrationError
 from engineworks.model.calibrate.heap import trim_heap
 from engineworks.model.calibrate.runtime import (
     CPU_PROVIDER,
@@ -20,11 +21,11 @@ from engineworks.model.calibrate.runtime import (
     check_tensors,
     choose_providers,
     open_session,
-    runtime_errors,
     write_part,
 )
 from engineworks.model.calibrate.segments import Segment, plan_segments, segment_model, tensor_types
 from engineworks.model.onnx_files import graph_inputs, load_model
+from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _run(
     session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, Tensor], place: Place
 ) -> list[Tensor]:
     """Return the segment's outputs, in its order, on the device where they are made."""
-    with runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
+    with ort_errors_as(CalibrationError, "ONNX Runtime does not run the model on a calibration sample"):
         if place == HOST:
             values: list[Tensor] = session.run(list(segment.outputs), {name: alive[name] for name in segment.inputs})
             return values

@@ -6,12 +6,12 @@ its attention may have parts that the export would leave out without a word. Rea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ModelError
+from engineworks.store.json_files import read_json_object
 from engineworks.suggest import did_you_mean
 
 FAMILIES: Mapping[str, str] = {
@@ -31,14 +31,7 @@ DYNAMIC_ROPES = ("dynamic", "longrope")
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json. Raises `ModelError` if it is no JSON object."""
-    path = folder / "config.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.name}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.name}: is not a JSON object")
-    return value
+    return read_json_object(folder / "config.json", ModelError)
 
 
 def check_family(config: Mapping[str, Any]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineworks.errors import ExportError, ModelError
 from engineworks.model.export.interface import ExportReport, Interface, require_packages, versions_of
+from engineworks.store.json_files import read_json_object
 from engineworks.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def task_of(folder: Path, task: str | None) -> str:
         if task not in TASKS:
             raise ModelError(f"task '{task}' is not supported yet", hint=f"{did_you_mean(task, TASKS)}")
         return task
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json", ModelError)
     architectures = [str(a) for a in config.get("architectures") or ()]
     for name, (_, ending) in sorted(TASKS.items(), key=lambda item: -len(item[1][1])):
         if any(a.endswith(ending) for a in architectures):
@@ -129,19 +129,9 @@ def _weight_files(folder: Path) -> list[str]:
         if (folder / single).is_file():
             return [single]
         if (folder / index).is_file():
-            shards = _read_json(folder / index).get("weight_map")
+            shards = read_json_object(folder / index, ModelError).get("weight_map")
             return [index, *sorted(set(shards.values()))] if isinstance(shards, dict) else [index]
     return []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: is not a JSON object")
-    return value
 
 
 def _load(folder: Path, task: str, interface: Interface, attention: str | None) -> torch.nn.Module:

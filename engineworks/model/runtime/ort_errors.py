@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from engineworks.errors import ModelError
+from engineworks.errors import EngineworksError, ModelError
 from engineworks.model.onnx_files import load_model
 
 NO_KERNEL = (
@@ -32,6 +34,16 @@ def ort_errors() -> tuple[type[Exception], ...]:
 
     own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
     return (*own, RuntimeError, ValueError)
+
+
+@contextmanager
+def ort_errors_as(kind: type[EngineworksError], what: str) -> Iterator[None]:
+    """Raise `kind` with `what` and ONNX Runtime's message for its errors."""
+    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
+    try:
+        yield
+    except kinds as error:
+        raise kind(f"{what}: {error}") from error
 
 
 def what_failed(error: Exception, model: Path) -> str:

@@ -5,7 +5,6 @@ This module reads headers and configs only; the step `prepare` tokenizes the tex
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from engineworks.recipe.datasets.labels import label_numbers
 from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation, Ragged, longest_for_all
 from engineworks.recipe.datasets.tables import look_at
 from engineworks.recipe.samples import SampleFile
+from engineworks.store.json_files import read_json_object
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
@@ -128,15 +128,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; {} if it is missing. Raises `SamplesError` if it is not a JSON object."""
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SamplesError(f"{path.name}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise SamplesError(f"{path.name}: is not a JSON object")
-    return value
+    return read_json_object(path, SamplesError) if path.is_file() else {}
 
 
 def sequence_dim(specs: Sequence[TensorSpec]) -> str | int:

@@ -11,8 +11,9 @@ from typing import Any
 from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, read_report, read_text, recorded
 from engineworks.errors import InputError, RecipeError
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.closure import closure
-from engineworks.plan.kinds import LATENCY_FILE, STEP_KINDS
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
@@ -87,7 +88,7 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         resolved=_resolved(plan, run),
         checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
         accuracy=read_report(tracking, run.run_id, Accuracy),
-        latency=read_json(tracking, run.run_id, LATENCY_FILE),
+        latency=read_report(tracking, run.run_id, Latency),
         size=run.metrics.get("engine_bytes"),
         error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
     )

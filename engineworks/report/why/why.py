@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency, ShapeFigures
 from engineworks.plan.kinds import STEP_KINDS, StepName
 
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
@@ -62,7 +63,7 @@ class Side:
     resolved: Mapping[str, Any] | None = None
     checks: tuple[Mapping[str, str], ...] = ()
     accuracy: Accuracy | None = None
-    latency: Mapping[str, Any] | None = None
+    latency: Latency | None = None
     size: float | None = None
     error: str = ""
 
@@ -180,7 +181,7 @@ def _effects(before: Side, after: Side) -> Iterator[Effect]:
         yield Effect("verdict", before.verdict, after.verdict)
     yield from _check_effects(before, after)
     yield from _metric_effects(before.accuracy, after.accuracy)
-    yield from _latency_effects(before.latency or {}, after.latency or {})
+    yield from _latency_effects(before.latency, after.latency)
     if before.size and after.size and before.size != after.size:
         yield Effect("engine size", f"{before.size / 2**20:.2f} MiB", f"{after.size / 2**20:.2f} MiB")
     if before.error != after.error:
@@ -210,36 +211,36 @@ def _metric_effects(old: Accuracy | None, new: Accuracy | None) -> Iterator[Effe
             yield Effect(f"cosine of {output}", _number(pair[0]), _number(pair[1]))
 
 
-def _latency_effects(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Effect]:
-    shapes = [side.get("shapes", {}) for side in (old, new)]
+def _latency_effects(old: Latency | None, new: Latency | None) -> Iterator[Effect]:
+    shapes = [side.shapes if side else {} for side in (old, new)]
     for name in dict.fromkeys((*shapes[0], *shapes[1])):
-        pair = [side.get(name) for side in shapes]
-        if None in pair:
-            yield Effect(f"median at {name}", *(_median(figures) for figures in pair))
-        elif pair[0].get("latency_ms_p50") != pair[1].get("latency_ms_p50"):
-            yield Effect(f"median at {name}", _median(pair[0]), _median(pair[1]), _compared(pair[0], pair[1]))
+        first, second = (side.get(name) for side in shapes)
+        if first is None or second is None:
+            yield Effect(f"median at {name}", _median(first), _median(second))
+        elif first.latency_ms_p50 != second.latency_ms_p50:
+            yield Effect(f"median at {name}", _median(first), _median(second), _compared(first, second))
 
 
-def _median(figures: Mapping[str, Any] | None) -> str:
-    """'0.023 ms (0.022 to 0.024)': the 95 % interval of the median."""
+def _median(figures: ShapeFigures | None) -> str:
+    """'0.023 ms (0.022 to 0.024)': the 95% interval of the median."""
     if figures is None:
         return "not measured"
-    interval = figures.get("median_interval")
+    interval = figures.median_interval
     spread = f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
-    return f"{figures['latency_ms_p50']:.4g} ms{spread}"
+    return f"{figures.latency_ms_p50:.4g} ms{spread}"
 
 
-def _compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _compared(old: ShapeFigures, new: ShapeFigures) -> str:
     """Whether the difference is one: two runs on one day are not the same day."""
-    first, second = old.get("median_interval"), new.get("median_interval")
-    ratio = new["latency_ms_p50"] / old["latency_ms_p50"]
+    first, second = old.median_interval, new.median_interval
+    ratio = new.latency_ms_p50 / old.latency_ms_p50
     change = f"{abs(ratio - 1):.1%} {'slower' if ratio > 1 else 'faster'}"
-    if old.get("complaints") or new.get("complaints"):
+    if old.complaints or new.complaints:
         return f"{change}, but something was wrong with the device while one was measured"
     if not first or not second:
         return f"{change}, with too few runs to tell"
     apart = first[0] > second[1] or second[0] > first[1]
-    return f"{change}: the 95 % intervals do not meet" if apart else "no difference: the 95 % intervals overlap"
+    return f"{change}: the 95% intervals do not meet" if apart else "no difference: the 95% intervals overlap"
 
 
 def _number(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,19 @@ from engineworks.engines.backends import backend
 from engineworks.host.packages import installed_versions
 from engineworks.model.onnx_files import save_model
 from engineworks.model.runtime.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS
+from engineworks.steps.blame.probe import shape_range
 from engineworks.steps.blame.search import Found
+from engineworks.tensors import InputRange
 
 _COMPARE = """
 wrong = False
 for name, array in got.items():
-    want = expected[name].astype(np.float64)
-    error = np.linalg.norm(array - want) / max(np.linalg.norm(want), 1e-30) if array.shape == want.shape else np.inf
-    wrong |= not error <= {allowed:g}
-    print(f"{{name}}: {{array.dtype}}{{list(array.shape)}}, relative error {{error:.3g}}, right up to {allowed:g}")
+    want, array = expected[name].astype(np.float64), array.astype(np.float64)
+    finite = np.isfinite(want)
+    same = array.shape == want.shape and (np.isfinite(array) == finite).all()
+    error = np.linalg.norm((array - want)[finite]) / max(np.linalg.norm(want[finite]), 1e-30) if same else np.inf
+    wrong |= error > {allowed:g}
+    print(f"{{name}}: {{list(array.shape)}}, relative error {{error:.3g}}, right up to {allowed:g}")
 sys.exit("the fault shows" if wrong else 0)
 """
 
@@ -30,27 +35,20 @@ _ORT = '''"""{what}
 python run.py; needs: {needs}
 """
 import sys
-
 import numpy as np
 import onnxruntime as ort
-
-inputs, expected = dict(np.load("inputs.npz")), dict(np.load("expected.npz"))
-
 
 def load(file, level, save=""):
     options = ort.SessionOptions()
     for entry in {entries}:
         options.add_session_config_entry(*entry)
-    options.graph_optimization_level = level
-    options.optimized_model_filepath = save
+    options.graph_optimization_level, options.optimized_model_filepath = level, save
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-
+inputs, expected = dict(np.load("inputs.npz")), dict(np.load("expected.npz"))
 levels = ort.GraphOptimizationLevel
 {load}
-names = [output.name for output in session.get_outputs()]
-got = dict(zip(names, session.run(names, inputs)))
-'''
+got = {{output.name: value for output, value in zip(session.get_outputs(), session.run(None, inputs))}}'''
 
 _OPTIMIZED = """load("model.onnx", levels.ORT_ENABLE_EXTENDED, "optimized.onnx")
 session = load("optimized.onnx", levels.ORT_ENABLE_ALL)"""
@@ -76,9 +74,11 @@ if not parser.parse_from_file("model.onnx"):
     sys.exit(f"it cannot be parsed: {{parser.get_error(0)}}")
 config = builder.create_builder_config()
 config.clear_flag(trt.BuilderFlag.TF32)
-plan = builder.build_serialized_network(network, config)
+{profile}plan = builder.build_serialized_network(network, config)
 engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
 context, got, places = engine.create_execution_context(), {{}}, {{}}
+for name in inputs:
+    context.set_input_shape(name, inputs[name].shape)
 for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
     dtype, shape = trt.nptype(engine.get_tensor_dtype(name)), tuple(context.get_tensor_shape(name))
     array = np.ascontiguousarray(inputs[name].astype(dtype)) if name in inputs else np.empty(shape, dtype)
@@ -93,6 +93,13 @@ for name, array in got.items():
 '''
 
 
+_PROFILE = """profile = builder.create_optimization_profile()
+for name, (least, best, most) in {ranges}.items():
+    profile.set_shape(name, least, best, most)
+config.add_optimization_profile(profile)
+"""
+
+
 def write_bundle(found: Found, target: Mapping[str, Any], what: str, allowed: float, out: Path) -> Path:
     """Write the part that an engine gets wrong. allowed: the error of a right engine. Returns the folder."""
     shutil.rmtree(out, ignore_errors=True)
@@ -100,12 +107,18 @@ def write_bundle(found: Found, target: Mapping[str, Any], what: str, allowed: fl
     save_model(found.model(), out / "model.onnx")
     np.savez_compressed(out / "inputs.npz", **found.feeds())
     np.savez_compressed(out / "expected.npz", **found.wanted())
-    write_script(out, target, what, allowed)
+    feeds = found.feeds()
+    ranges = {name: shape_range(feeds[name].shape, best) for name, best in found.shapes().items()}
+    write_script(out, target, what, allowed, ranges=ranges)
     return out
 
 
-def write_script(out: Path, target: Mapping[str, Any], what: str, allowed: float, *, as_written: bool = False) -> None:
-    """Write run.py and versions.txt. as_written: ONNX Runtime alone, without optimizations, shows the fault."""
+def write_script(
+    out: Path, target: Mapping[str, Any], what: str, allowed: float, *, as_written: bool = False,
+    ranges: Mapping[str, InputRange] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Write run.py and versions.txt. as_written: ONNX Runtime alone, without optimizations, shows the fault. ranges:
+    of inputs with dynamic shapes."""
     name = "onnxruntime" if as_written else str(target["backend"])
     versions = {**backend(name).versions(), **installed_versions(("numpy", "onnx"))}
     needs = " ".join(f"{package}=={version}" for package, version in versions.items() if package != "onnx")
@@ -113,8 +126,10 @@ def write_script(out: Path, target: Mapping[str, Any], what: str, allowed: float
         load = _AS_WRITTEN if as_written else _OPTIMIZED
         text = _ORT.format(what=what, needs=needs, entries=(EXACT_ACTIVATIONS, EXACT_PRODUCTS), load=load)
     else:
+        told = {name: (r.min, r.opt, r.max) for name, r in ranges.items()}
+        profile = _PROFILE.format(ranges=told) if told else ""
         flags = 0 if name == "tensorrt_rtx" else "1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)"
-        text = _TRT.format(what=what, needs=f"{needs} cuda-python", module=name, flags=flags)
+        text = _TRT.format(what=what, needs=f"{needs} cuda-python", module=name, flags=flags, profile=profile)
     (out / "run.py").write_text(text + _COMPARE.format(allowed=allowed), encoding="utf-8")
     facts = {**versions, **backend(name).hardware()}
     lines = (f"{key}: {value}\n" for key, value in facts.items())

@@ -18,9 +18,9 @@ from engineworks.engines.engine_session import runner_of, serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.statistics import quantile
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.steps.decoder.texts import Tokens, read_texts
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.measure import AFTER, LOADING
@@ -33,7 +33,7 @@ MIB = 2**20
 def run(job: StepJob) -> None:
     """Write `latency.json` as `steps.measure` does; each shape with the figures of `measure_shape` besides."""
     with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
-        job.write_json(LATENCY_FILE, _measure(job, engine))
+        job.write(Latency.from_json(_measure(job, engine), f"{job.id}: {Latency.FILE}"))
 
 
 def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:

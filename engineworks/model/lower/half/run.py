@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
 from engineworks.model.lower.half.graph import complete_model
-from engineworks.model.runtime.ort_errors import ort_errors
+from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
 
@@ -94,7 +94,7 @@ class Bench:
         limit_threads(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
         content = complete_model(shell, stored).SerializeToString(deterministic=True)
-        with _runtime_errors("ONNX Runtime does not load the model"):
+        with ort_errors_as(LoweringError, "ONNX Runtime does not load the model"):
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
@@ -103,7 +103,7 @@ def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[
 
     feeds: arrays by input name. Raises `LoweringError` if the run fails.
     """
-    with _runtime_errors("ONNX Runtime does not run the model on a sample"):
+    with ort_errors_as(LoweringError, "ONNX Runtime does not run the model on a sample"):
         values = session.run(list(outputs), dict(feeds))
     return [_array(name, value) for name, value in zip(outputs, values, strict=True)]
 
@@ -117,12 +117,3 @@ def _array(name: str, value: object) -> NDArray[Any]:
     raise LoweringError(
         f"output '{name}' is neither a tensor nor a sequence of tensors", hint="leave it out of the model"
     )
-
-
-@contextmanager
-def _runtime_errors(what: str) -> Iterator[None]:
-    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
-    try:
-        yield
-    except kinds as error:
-        raise LoweringError(f"{what}: {error}") from error

@@ -11,9 +11,9 @@ from engineworks.engines.peers import peer
 from engineworks.engines.peers.base import GeneratingPeer, Origin, PeerModel
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.latency_report import PeerLatency
 from engineworks.model.export.interface import Interface
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.steps.decoder.measure import measure_shape
 from engineworks.steps.decoder.reference import KEPT_TEXTS, Reference
 from engineworks.steps.decoder.texts import read_texts
@@ -46,13 +46,11 @@ def run(job: StepJob) -> None:
             decoder.close()
     comparison = _compared(chosen, model, job)
     readings.take(AFTER)
-    job.write_json(
-        LATENCY_FILE,
-        {
-            "import_ms": import_ms, "load_ms": load_ms, "shapes": shapes, "facts": {}, "notes": sorted(set(notes)),
-            "device": readings.to_json(), "outputs": {"logits": comparison.result().to_json()},
-        },
-    )  # fmt: skip
+    report = {
+        "import_ms": import_ms, "load_ms": load_ms, "shapes": shapes, "facts": {}, "notes": sorted(set(notes)),
+        "device": readings.to_json(), "outputs": {"logits": comparison.result().to_json()},
+    }  # fmt: skip
+    job.write(PeerLatency.from_json(report, f"{job.id}: {PeerLatency.FILE}"))
 
 
 def _compared(chosen: GeneratingPeer, model: PeerModel, job: StepJob) -> OutputComparison:

@@ -33,6 +33,7 @@ LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
 SHADOW_FILE = "shadow.json"
+TOGETHER_FILE = "together.json"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ GENERATED = ("recipe-reference.md", "targets.md")
 """Their words come from the recipe's models and from the backends."""
 
 LONG_SENTENCES = ("choosing-a-precision.md", "gates.md", "page.html.j2", "scorecard.html.j2")
-"""Pages whose formulas and lists of conditions make long sentences, and templates, whose tags end no sentence."""
+"""Pages whose formulas and lists of conditions make long sentences, and the templates, which are no prose."""
 
 MAX_WORDS = 30
 

@@ -32,7 +32,7 @@ def _latencies(report: Report, limits: Mapping[str, float | None]) -> Iterator[C
         if error := beside["error"] or alone["error"]:
             yield Check(name, "fail", f"A request got no answer: {error}.")
             continue
-        text = f"The 99 % latency is {beside['p99_ms']:.4g} ms beside the others and {alone['p99_ms']:.4g} ms alone"
+        text = f"The 99% latency is {beside['p99_ms']:.4g} ms beside the others and {alone['p99_ms']:.4g} ms alone"
         text += f", limit {limit:g} ms" if limit is not None else "; the recipe has no limit"
         if limit is None:
             yield Check(name, "pass", f"{text}.")

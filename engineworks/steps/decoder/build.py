@@ -16,7 +16,8 @@ from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
 from engineworks.engines.decoder.parts import Part, parts_for
 from engineworks.engines.decoder.trial import generate_once
-from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.fingerprint import digest_file
 from engineworks.model.decoder.interface import DecoderInterface
@@ -60,8 +61,7 @@ def run(job: StepJob) -> None:
     if not parts:
         generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
     _copy_tokenizer(job)
-    job.write_json(
-        SIDECAR_FILE,
+    sidecar = Sidecar.from_json(
         {
             "engine": report.file,
             "sha256": digest_file(job.out / report.file),
@@ -77,7 +77,9 @@ def run(job: StepJob) -> None:
             "versions": dict(report.versions),
             "details": dict(report.details),
         },
+        f"{job.id}: {Sidecar.FILE}",
     )
+    job.write(sidecar)
 
 
 def _build_parts(

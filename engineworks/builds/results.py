@@ -10,7 +10,8 @@ from typing import Any, Literal
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
-from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -253,7 +254,7 @@ def engine_result(
     against = store.get(engine.steps["compare_champion"]) if "compare_champion" in engine.steps else None
     comparison = against.read(ChampionComparison) if against else None
     served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
-    sidecar = built.read_json(SIDECAR_FILE) if built else {}
+    sidecar = built.read(Sidecar).to_json() if built else {}
     verdict = _judge(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,

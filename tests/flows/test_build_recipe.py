@@ -98,7 +98,7 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(built: tuple[Settings,
         assert engine.accuracy.metric is not None
         assert engine.accuracy.metric.kind == "labels"
         assert engine.latency is not None
-        assert engine.latency["shapes"]["one"]["latency_ms_p50"] > 0
+        assert engine.latency.shapes["one"].latency_ms_p50 > 0
     tracking = open_tracking(settings.artifacts, None)
     (parent,) = tracking.find_runs(kind="build")
     assert parent.run_id == result.run

@@ -168,6 +168,8 @@ COMMAND_CASES = (
          environment={"ENGINEWORKS_TRITON": "http://127.0.0.1:none"}),
     Case("serve champions beside themselves", ("serve", "recipes/tiny.yaml", "--shadow", "--champions")),
     Case("serve requests without a shadow", ("serve", "recipes/tiny.yaml", "--requests", "r.jsonl")),
+    Case("serve with a budget of what is not together", ("serve", "recipes/tiny.yaml", "--memory-mib", "100")),
+    Case("serve a shadow together", ("serve", "recipes/tiny.yaml", "--shadow", "--together")),
     Case("serve a shadow on a running server", ("serve", "recipes/tiny.yaml", "--shadow"),
          environment={"ENGINEWORKS_TRITON": "http://127.0.0.1:8000"}),
     Case("serve recorded requests that are none",

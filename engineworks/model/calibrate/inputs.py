@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
 from engineworks.host.packages import LazyModule
+from engineworks.typed_json import Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ KS_ALPHA = 0.001
 
 
 @dataclass(frozen=True)
-class InputStatistics:
+class InputStatistics(Document):
     """One input over all samples. mean, std: of all finite values; nonfinite: how many were NaN or infinite.
 
     drawn: some of the values, sorted. samples: how many samples they come from.
@@ -63,13 +64,6 @@ class InputStatistics:
     @property
     def floating(self) -> bool:
         return self.dtype.startswith(("float", "bfloat"))
-
-    def to_json(self) -> dict[str, object]:
-        return {**vars(self), "drawn": list(self.drawn)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> InputStatistics:
-        return cls(**{**value, "drawn": tuple(value["drawn"])})
 
 
 class InputWatch:

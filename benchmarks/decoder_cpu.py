@@ -1,10 +1,13 @@
-"""A decoder on the CPU beside onnxruntime-genai: processor time per token, same threads, same prompt, fp32 and int4.
+"""A decoder on the CPU beside onnxruntime-genai: processor time per token, same threads, same prompt; in fp32, in int4
+weights with activations in fp32 (accuracy level 1), and with activations in int8 (level 4).
 
     python -m onnxruntime_genai.models.builder -m x -i FOLDER -o GENAI32 -p fp32 -e cpu -c CACHE
     python -m onnxruntime_genai.models.builder -m x -i FOLDER -o GENAI4 -p int4 -e cpu -c CACHE
-    python benchmarks/decoder_cpu.py FOLDED.onnx DECODER.json RESULT.json --genai fp32=GENAI32 --genai int4=GENAI4
+    python benchmarks/decoder_cpu.py FOLDED.onnx DECODER.json RESULT.json --genai fp32=GENAI32 --genai w4a8=GENAI4 \
+        --genai int4_weights=GENAI4_LEVEL_1
 
-FOLDED.onnx and DECODER.json are the result of a decoder's `fold` step. Processor time of this process, not wall time: a
+GENAI4_LEVEL_1 is GENAI4 with `accuracy_level` 1 in every MatMulNBits. FOLDED.onnx and DECODER.json are the result of a
+decoder's `fold` step. Processor time of this process, not wall time: a
 shared host disturbs it less. Each figure is the median of five rounds, and all engines run in every round.
 """
 
@@ -32,12 +35,21 @@ Run = Callable[[], tuple[float, float]]
 """Milliseconds of processor time: of the prompt, and of each token after it."""
 
 
-def ours(model: Path, interface: Path, ids: Any) -> Run:
+def ours(lowered: Path, interface: Path, precision: str, out: Path, ids: Any) -> Run:
+    """Build the engine as the step `build` does, and load it."""
+    from engineworks.engines.backends import onnxruntime as backend
+    from engineworks.engines.backends.base import BuildRequest
     from engineworks.engines.decoder.open import open_onnx_decoder
     from engineworks.model.decoder.interface import DecoderInterface
+    from engineworks.steps.decoder.fused_model import SourceModel, fused_model
 
     face = DecoderInterface.from_json(json.loads(interface.read_text(encoding="utf-8")))
-    session = open_onnx_decoder(model, face, 1, {"threads": THREADS, "spinning": False})
+    out.mkdir()
+    options = {"threads": THREADS, "spinning": False}
+    made = fused_model(SourceModel(lowered, face), out / "fused.onnx") or SourceModel(lowered, face)
+    request = BuildRequest(made.path, out, precision, profiles=(), options=options, computes=(precision, "fp32"))
+    report = backend.build(request, lambda _: None)
+    session = open_onnx_decoder(out / report.file, made.interface, 1, options)
 
     def run() -> tuple[float, float]:
         session.reset()
@@ -96,8 +108,11 @@ def main() -> None:
     vocabulary = json.loads(given.interface.read_text(encoding="utf-8"))["vocabulary"]
     ids = np.random.default_rng(0).integers(0, vocabulary, PROMPT)
     with tempfile.TemporaryDirectory() as folder:
-        runs = {"engineworks fp32": ours(given.folded, given.interface, ids)}
-        runs["engineworks int4"] = ours(quantized(given.folded, Path(folder) / "int4.onnx"), given.interface, ids)
+        out, face = Path(folder), given.interface
+        runs = {"engineworks fp32": ours(given.folded, face, "fp32", out / "fp32", ids)}
+        lowered = quantized(given.folded, out / "int4.onnx")
+        for precision in ("int4_weights", "w4a8"):
+            runs[f"engineworks {precision}"] = ours(lowered, face, precision, out / precision, ids)
         for pair in given.genai:
             name, _, place = pair.partition("=")
             runs[f"onnxruntime-genai {name}"] = genai(Path(place), ids)
@@ -120,7 +135,7 @@ def main() -> None:
     }  # fmt: skip
     given.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, row in engines.items():
-        print(f"{name:26} prompt {row['prompt_ms']:8.0f} ms   token {row['token_ms']:7.1f} ms")
+        print(f"{name:34} prompt {row['prompt_ms']:8.0f} ms   token {row['token_ms']:7.1f} ms")
 
 
 if __name__ == "__main__":

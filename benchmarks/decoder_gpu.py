@@ -151,27 +151,29 @@ def artifact(engine: str, step: str) -> Path:
 
 def recorded_figures(engine: str) -> dict[str, Any]:
     """Return what the build's steps recorded: sizes, accuracy, situations with their tolerance, figures by shape."""
+    from engineworks.engines.sidecar import Sidecar
+    from engineworks.measure.accuracy_report import Accuracy
     from engineworks.measure.decoder.situations import is_right, tolerance
+    from engineworks.measure.latency_report import Latency
 
-    sidecar = json.loads((artifact(engine, "build") / "engine.json").read_text())
-    accuracy = json.loads((artifact(engine, "compare") / "accuracy.json").read_text())
-    shapes = json.loads((artifact(engine, "measure") / "latency.json").read_text())["shapes"]
-    decoder = accuracy["decoder"]
+    sidecar, accuracy = Sidecar.read(artifact(engine, "build")), Accuracy.read(artifact(engine, "compare"))
+    shapes, decoder = Latency.read(artifact(engine, "measure")).shapes, accuracy.decoder
+    if decoder is None:
+        raise RuntimeError(f"{engine} is no decoder")
+    plain = accuracy.to_json()
     wanted = (
         "dims", "first_token_ms", "latency_ms_p50", "latency_ms_p90", "tokens_per_s", "prefill_tokens_per_s",
         "memory_mib", "streams_that_fit",
     )  # fmt: skip
     return {
-        "bytes": sidecar["bytes"], "build_seconds": sidecar["build_seconds"], "parts": sidecar["details"].get("parts"),
-        "metric": accuracy["metric"], "outputs": accuracy["outputs"], "moved": decoder["moved"],
-        "tolerance": tolerance(decoder["computes"], decoder["moved"]),
+        "bytes": sidecar.bytes, "build_seconds": sidecar.build_seconds, "parts": sidecar.details.get("parts"),
+        "metric": plain["metric"], "outputs": plain["outputs"], "moved": decoder.moved,
+        "tolerance": tolerance(decoder.computes, decoder.moved),
         "situations": {
-            name: {**f, "right": is_right(f, decoder["computes"], decoder["moved"])}
-            for name, f in decoder["situations"].items()
+            name: {**f.to_json(), "right": is_right(f, decoder.computes, decoder.moved)}
+            for name, f in decoder.situations.items()
         },
-        "shapes": {
-            name: {key: shape[key] for key in wanted} for name, shape in shapes.items()
-        },
+        "shapes": {name: {key: getattr(shape, key) for key in wanted} for name, shape in shapes.items()},
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Round:
         for key in list(store.keys()):
             assert store.get(key) is not None, f"artifact {key[:12]} is damaged"
         return {key: (store.place(key) / "manifest.json").stat().st_ino for key in store.keys()}
+
+
+LEFT_S = 1.0
+"""Seconds after which no process of an ended build may be left."""
 
 
 def members(group: int) -> list[int]:
@@ -86,13 +91,21 @@ def kill_one(process: subprocess.Popen[str], dice: random.Random, longest_s: flo
 
 
 def end_of(process: subprocess.Popen[str]) -> str:
-    """Its standard output; it must end, and leave no process."""
-    out, err = process.communicate(timeout=LONGEST_S)
+    """Its standard output; it must end, and leave no process after 1 s.
+
+    The output is read meanwhile: a process that is left would hold it open, and its end would be waited for.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(process.communicate)
+        process.wait(timeout=LONGEST_S)
+        deadline = time.monotonic() + LEFT_S
+        while left := members(process.pid):
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)  # or the reader waits for them
+                raise AssertionError(f"{len(left)} processes outlived the build by {LEFT_S:g} s")
+            time.sleep(0.01)
+        out, err = reading.result()
     assert "Traceback" not in err, err
-    deadline = time.monotonic() + 30
-    while members(process.pid):
-        assert time.monotonic() < deadline, "a process outlived the build"
-        time.sleep(0.05)
     return out
 
 

@@ -4,7 +4,6 @@ what computes."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +58,6 @@ def use_fake_gpu(patch: Any, vendor: OnnxVendor) -> None:
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     """What a backend's `build` does: the engine is the model."""
     model = load_model(request.model)
-    (request.out / "engine").write_bytes(Path(request.model).read_bytes())
+    (request.out / "engine").write_bytes(model.SerializeToString())
     log(f"{request.model.name} for {', '.join(request.compute_capabilities)}")
     return BuildReport("engine", graph_inputs(model), graph_outputs(model), 0.0, {"tensorrt-rtx": "1.7.1.116"}, {})

@@ -14,6 +14,7 @@ from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import StepFact
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
 from engineworks.measure.latency_report import Latency
@@ -22,7 +23,7 @@ from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
-from tests.typed_reports import latency_json, shape_json
+from tests.typed_reports import comparison_json, latency_json, shape_json
 
 NOW = 1_795_200_000.0
 P50 = {"fp32": 0.182, "fp16": 0.097, "int8": 0.071}
@@ -47,7 +48,7 @@ def measured(precision: str, target: str) -> EngineResult:
         Check("cosine[logits]", "fail" if bad else "pass", f"logits: cosine is {0.981 if bad else 0.99998}, limit 0.99."),
         Check("single.p50_ms", "pass", f"single: median latency is {P50[precision]} ms, budget at most 0.25 ms."),
         Check("regression.latency[single]", "inconclusive" if precision == "fp16" else "pass",
-              "single: 1.2 % slower than the champion (version 3 of classifier)."),
+              "single: 1.2% slower than the champion (version 3 of classifier)."),
     ]  # fmt: skip
     verdict: Any = "fail" if bad else "inconclusive" if precision == "fp16" else "pass"
     size = {"fp32": 44, "fp16": 22, "int8": 12}[precision] * 2**20
@@ -150,11 +151,14 @@ def accuracy(precision: str) -> Accuracy:
     )
 
 
-def champion_comparison() -> dict[str, Any]:
+def champion_comparison() -> ChampionComparison:
     shape = {"verdict": "pass", "ratio": 1.012, "interval": [1.004, 1.021], "rounds": 14}
-    rounds = [{"disturbances": ["clock"]}, {"disturbances": []}]
-    return {"champion": {"model": "classifier", "version": "3"}, "method": "compare_champion", "limit": 0.05,
-            "shapes": {"single": shape}, "attempts": [{"rounds": rounds}]}  # fmt: skip
+    blocks = {"single": [{"order": "ABBA", "ms": [[1.0], [1.0], [1.0], [1.0]]}]}
+    quiet = {"loaded": ["champion", "candidate"], "disturbances": [], "log_ratios": {"single": 0.01}, "blocks": blocks}
+    attempt = {"seconds": 9.0, "shapes": {"single": shape}, "rounds": [quiet | {"disturbances": ["clock"]}, quiet]}
+    report = comparison_json(shapes={"single": shape}, attempts=[attempt])
+    report["champion"] |= {"model": "classifier", "version": "3"}
+    return ChampionComparison.from_json(report)
 
 
 def comparison() -> Comparison:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, ShapeFigures
+from engineworks.model.calibrate.report import CalibrationReport
 
 
 def output(cosine: float | None = 0.99999, **changes: Any) -> OutputAccuracy:
@@ -57,3 +60,35 @@ def latency_json(shapes: Mapping[str, Any] | None = None, **changes: Any) -> dic
 def latency(shapes: Mapping[str, Any] | None = None, **changes: Any) -> Latency:
     """shapes: by name, as JSON."""
     return Latency.from_json(latency_json(shapes, **changes))
+
+
+def comparison_json(method: str = "measured", **changes: Any) -> dict[str, Any]:
+    """changes: `shapes`, by name, need no more than what a test is about."""
+    names = ("engine", "model", "version", "digest", "build_key", "run")
+    known = {"champion": dict.fromkeys(names, ""), "digest": "new", "limit": 0.05, "confidence": 0.99, "earlier": []}
+    shapes = {name: {"ratio": 1.0, "interval": None, "rounds": 0} | s for name, s in changes.pop("shapes", {}).items()}
+    return known | {"method": method, "shapes": shapes} | changes
+
+
+def champion_comparison(method: str = "measured", **changes: Any) -> ChampionComparison:
+    return ChampionComparison.from_json(comparison_json(method, **changes))
+
+
+def sidecar(**changes: Any) -> Sidecar:
+    spec = {"name": "y", "dtype": "float32", "shape": ["batch", 3]}
+    known = {
+        "engine": "engine", "sha256": "0" * 64, "bytes": 9, "precision": "fp32", "target": {"backend": "onnxruntime"},
+        "inputs": [spec | {"name": "x"}], "outputs": [spec], "profiles": [], "model_sha256": "1" * 64,
+        "build_seconds": 0.5, "versions": {"onnxruntime": "1.27"}, "details": {"notes": []},
+    }  # fmt: skip
+    return Sidecar.from_json(known | changes)
+
+
+def calibration() -> CalibrationReport:
+    spread = {"mean": 0.1, "largest": {"relu": 0.5}}
+    inputs = {"dtype": "float32", "samples": 24, "minimum": 0.0, "maximum": 1.0, "mean": 0.3, "std": 0.4,
+              "nonfinite": 0, "drawn": [0.0, 1.0]}  # fmt: skip
+    known = {"method": "entropy", "samples": 24, "provider": "CPUExecutionProvider", "tensors": 4, "constants": [],
+             "empty": [], "saturated": spread, "unused": spread, "moved": spread,
+             "data": {"sha256": "0" * 64, "samples": 24, "of": 30}, "warnings": ["few"], "inputs": {"x": inputs}}  # fmt: skip
+    return CalibrationReport.from_json(known)

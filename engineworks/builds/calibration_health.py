@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.plan.plan import Plan
 from engineworks.plan.steps import Step
 from engineworks.store.store import Store
@@ -17,7 +18,7 @@ from engineworks.store.store import Store
 if TYPE_CHECKING:
     from engineworks.model.calibrate.inputs import InputStatistics
 
-REPORT, INPUTS = "report.json", "inputs.json"
+INPUTS = "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,19 @@ def calibration_health(plan: Plan, store: Store) -> tuple[CalibrationHealth, ...
 
 def _health(step: Step, store: Store, evaluation: Mapping[str, Any]) -> CalibrationHealth | None:
     artifact = store.get(step.key)
-    if artifact is None or REPORT not in artifact.files:
+    if artifact is None or CalibrationReport.FILE not in artifact.files:
         return None
-    report = artifact.read_json(REPORT)
-    inputs = report.pop("inputs")
-    warnings = (*report.pop("warnings"), *_drift(inputs, evaluation))
-    report["inputs"] = {name: _without_values(statistics) for name, statistics in inputs.items()}
-    return CalibrationHealth(step.id, report, warnings)
+    report = artifact.read(CalibrationReport)
+    figures = {k: v for k, v in report.to_json().items() if k != "warnings"}
+    figures["inputs"] = {name: _without_values(statistics) for name, statistics in figures["inputs"].items()}
+    return CalibrationHealth(step.id, figures, (*report.warnings, *_drift(report.inputs, evaluation)))
 
 
-def _drift(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+def _drift(before: Mapping[str, InputStatistics], evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     from engineworks.model.calibrate.inputs import drift
     from engineworks.model.calibrate.trust import constant_integers
 
-    before, now = _statistics(calibration), _statistics(evaluation)
+    now = _statistics(evaluation)
     return (*constant_integers(before, now), *drift(before, now))
 
 

@@ -12,12 +12,13 @@ from engineworks.builds.results import BuildResult, EngineResult, Failure, StepC
 from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -81,7 +82,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         sidecar=read(SIDECAR_FILE) or {},
         accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
-        champion_comparison=read(CHAMPION_COMPARISON_FILE),
+        champion_comparison=read_report(tracking, run.run_id, ChampionComparison),
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
         failure=failure,
         recommendation=_recommendation(latency, resolved),

@@ -24,8 +24,8 @@ from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.git.state import Checkout
 from engineworks.host.packages import installed_version
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.store.artifact import Artifact
@@ -120,10 +120,11 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """Return the report in a file; the engine already holds those that it was evaluated by."""
+    champion = engine.champion_comparison
     judged_by = {
         ("compare", Accuracy.FILE): engine.accuracy.to_json() if engine.accuracy else None,
         ("measure", Latency.FILE): engine.latency.to_json() if engine.latency else None,
-        ("compare-champion", CHAMPION_COMPARISON_FILE): engine.champion_comparison,
+        ("compare-champion", ChampionComparison.FILE): champion.to_json() if champion else None,
     }
     known = judged_by.get((artifact.step.rpartition("/")[2], name))
     return artifact.read_json(name) if known is None else known

@@ -1,6 +1,6 @@
 """Builds recipes with other versions of packages, beside the present ones, and compares the results.
 
-Engines that both sides can run are timed in turns, so that a drift of the host does not decide.
+Engines that both sides can run are measured interleaved, so that a drift of the host does not decide.
 
 Each side builds in an environment and artifacts of its own, under `artifacts/rehearse/`: store, MLflow database and
 champions of the present are neither read nor written. Both keep what they built for the next rehearsal.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.builds.two_environments import time_in_turns
+from engineworks.builds.two_environments import time_interleaved
 from engineworks.errors import (
     EXIT_GATE_FAILED,
     EXIT_INCONCLUSIVE,
@@ -73,7 +73,7 @@ def rehearse(
     for name, executable in (("present", Path(sys.executable)), (python.parents[1].name, python)):
         say(f"building with {'the present versions' if name == 'present' else ', '.join(requirements)}")
         sides[name] = _build(executable, recipes, root / name, settings, say, only)
-    timed = _time_in_turns(recipes, root / "present", sides, (Path(sys.executable), python), settings, say)
+    timed = _time_interleaved(recipes, root / "present", sides, (Path(sys.executable), python), settings, say)
     changes = compare_builds(sides["present"], sides[python.parents[1].name], timed)
     file = root / python.parents[1].name / SCORECARD_FILE
     found = Rehearsal(tuple(requirements), tuple(changes), file)
@@ -81,7 +81,7 @@ def rehearse(
     return found
 
 
-def _time_in_turns(
+def _time_interleaved(
     recipes: Sequence[Path], artifacts: Path, sides: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[Path],
     settings: Settings, say: Say,
 ) -> dict[str, Mapping[str, Comparison]]:  # fmt: skip
@@ -96,14 +96,14 @@ def _time_in_turns(
     for plan, engine in ((p, e) for p in plans for e in p.engines):
         if "measure" not in engine.steps or not all(engine.id in side for side in measured):
             continue
-        say(f"{engine.id}: both versions in turns")
+        say(f"{engine.id}: both versions, interleaved")
         pairs = [(python, side[engine.id]) for python, side in zip(pythons, measured, strict=True)]
         try:
-            found[engine.id] = time_in_turns(
+            found[engine.id] = time_interleaved(
                 engine, plan.steps[engine.steps["measure"]], store, pairs, _environ(artifacts, settings)
             )
         except EngineworksError as error:
-            say(f"{engine.id}: not timed in turns: {error.message}")
+            say(f"{engine.id}: not measured interleaved: {error.message}")
     return found
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
-from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -19,6 +20,7 @@ from engineworks.errors import (
     EXIT_STEP_FAILED,
 )
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
@@ -28,9 +30,7 @@ from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.champion_comparison import summary
 from engineworks.plan.kinds import (
-    CHAMPION_COMPARISON_FILE,
     LAYERS_FILE,
     SERVING_FILE,
     StepName,
@@ -71,7 +71,7 @@ class EngineResult:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     latency: Latency | None = None
-    champion_comparison: Mapping[str, Any] | None = None
+    champion_comparison: ChampionComparison | None = None
     serving: Mapping[str, Any] | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class EngineResult:
             "accuracy": self.accuracy.to_json() if self.accuracy else {},
             **{k: getattr(first, k, None) for k in _HEADLINE},
             "served": served_summary(self.serving) if self.serving else None,
-            "champion": summary(self.champion_comparison) if self.champion_comparison else None,
+            "champion": self.champion_comparison.summary() if self.champion_comparison else None,
             "load_ms": latency.load_ms if latency else None,
             "latency": {name: s.without_samples() for name, s in latency.shapes.items()} if latency else {},
             "sweep": self._sweep(),
@@ -251,13 +251,10 @@ def engine_result(
     compared = store.get(engine.steps["compare"])
     accuracy = compared.read(Accuracy) if compared else None
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
-    comparison = (
-        _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
-        if "compare_champion" in engine.steps
-        else None
-    )
+    against = store.get(engine.steps["compare_champion"]) if "compare_champion" in engine.steps else None
+    comparison = against.read(ChampionComparison) if against else None
     served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
-    sidecar = built.read_json(SIDECAR_FILE) if built else {}
+    sidecar = built.read(Sidecar).to_json() if built else {}
     verdict = _judge(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,
@@ -311,7 +308,12 @@ def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
 
 
 def _judge(
-    plan: Plan, engine: PlannedEngine, accuracy: Accuracy | None, latency: Latency | None, comparison: Any, served: Any
+    plan: Plan,
+    engine: PlannedEngine,
+    accuracy: Accuracy | None,
+    latency: Latency | None,
+    comparison: ChampionComparison | None,
+    served: Any,
 ) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)

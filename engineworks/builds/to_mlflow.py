@@ -13,9 +13,10 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -84,7 +85,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.layers:
         texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
-        texts[CHAMPION_COMPARISON_FILE] = json.dumps(engine.champion_comparison)
+        texts[ChampionComparison.FILE] = json.dumps(engine.champion_comparison.to_json())
     if engine.log:
         texts[BUILD_LOG_FILE] = engine.log
     if engine.passport:
@@ -190,8 +191,8 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
         document = plan.steps[engine.keys["measure"]].document
         tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
     if engine.champion_comparison:
-        champion = engine.champion_comparison["champion"]
-        tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
+        champion = engine.champion_comparison.champion
+        tags |= {"engineworks.champion": f"{champion.model}/{champion.version}"}
     return tags
 
 
@@ -222,9 +223,9 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
         rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
-    for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
-        low, high = compared["interval"] or (None, None)
-        ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
+    for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():
+        low, high = compared.interval or (None, None)
+        ratios = {"ratio": compared.ratio, "ratio_low": low, "ratio_high": high}
         metrics |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
         metrics |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}

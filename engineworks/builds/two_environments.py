@@ -1,4 +1,4 @@
-"""One engine of two environments, timed in turns: each side is a process with a Python of its own."""
+"""One engine of two environments, measured interleaved: each side is a process with a Python of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engineworks.store.store import Store
 CODE = "from engineworks.steps.timed_engine import main; main()"
 
 
-def time_in_turns(
+def time_interleaved(
     engine: PlannedEngine, measure: Step, store: Store, sides: Sequence[tuple[Path, Path]], environ: Mapping[str, str],
     *, max_s: float | None = None,
 ) -> dict[str, Comparison]:  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +38,8 @@ def deploy(
         engineworks deploy
         engineworks deploy --notify slack-webhook/team
     """
+    from importlib.metadata import entry_points
+
     from engineworks.errors import InputError
     from engineworks.recipe.load import load_targets
 

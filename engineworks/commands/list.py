@@ -37,12 +37,15 @@ def list_things(
         raise InputError(f"'{what}' cannot be listed", hint=did_you_mean(what, KINDS))
     folder = Path("recipes") if Path("recipes").is_dir() else Path()
     settings = read_settings()
-    listings = [make_listing(kind, settings, folder) for kind in ((what,) if what else KINDS)]
+    brief = what is None and not as_json
+    listings = [make_listing(kind, settings, folder, brief=brief) for kind in ((what,) if what else KINDS)]
     if as_json:
         terminal.print_json({listing.kind: listing.to_json() for listing in listings})
         return
     for listing in listings:
         if listing.rows:
             terminal.print_table(listing.headings, listing.rows, optional=listing.optional)
-        else:
+        elif not listing.note:
             terminal.say(f"no {listing.kind}")
+        if listing.note:
+            terminal.say(listing.note)

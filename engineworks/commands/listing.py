@@ -19,25 +19,29 @@ MOST_RUNS = 2000
 @dataclass(frozen=True)
 class Listing:
     """One table. rows: a cell per heading, as text. optional: headings that a narrow terminal leaves out, the first one
-    first."""
+    first. note: a sentence below the table."""
 
     kind: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
+    note: str = ""
 
     def to_json(self) -> list[dict[str, str]]:
         return [dict(zip(self.headings, row, strict=True)) for row in self.rows]
 
 
-def make_listing(kind: str, settings: Settings, folder: Path) -> Listing:
-    """Make the table of one of `KINDS`. folder: of the recipes. Raises `TrackingError` if MLflow does not answer."""
+def make_listing(kind: str, settings: Settings, folder: Path, *, brief: bool = False) -> Listing:
+    """Make the table of one of `KINDS`. folder: of the recipes. brief: count engines that no host has run.
+
+    Raises `TrackingError` if MLflow does not answer.
+    """
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     if kind == "recipes":
         return _recipes(settings, tracking, folder)
     if kind == "targets":
         return _targets(folder)
-    return _engines(tracking) if kind == "engines" else _champions(tracking)
+    return _engines(tracking, brief) if kind == "engines" else _champions(tracking)
 
 
 def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
@@ -57,7 +61,8 @@ def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
             verdict += f", {many(int(left_out), 'engine')} not part of it"
         engines = len(recipe.recipe.precisions) * len(recipe.targets)
         rows.append((recipe.name, str(path), str(engines), verdict, age(last.started_at) if last else ""))
-    return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows))
+    note = "'engineworks validate' shows the problems" if any("problem" in row[3] for row in rows) else ""
+    return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows), ("file",), note)
 
 
 def _targets(folder: Path) -> Listing:
@@ -68,14 +73,18 @@ def _targets(folder: Path) -> Listing:
     for name, target in load_targets(folder).items():
         why_not = backend_facts(target.backend).why_not_run(target.compute_capability)
         capabilities = ", ".join(map(str, target.compute_capability))
-        rows.append((name, target.backend, capabilities, target.pool, why_not or "yes", target.description))
+        here = why_not.partition(";")[0] if why_not else "yes"  # the capability has a column of its own
+        rows.append((name, target.backend, capabilities, target.pool, here, target.description))
     headings = ("target", "backend", "capability", "pool", "runs here", "what it is")
     return Listing("targets", headings, tuple(rows), ("what it is", "pool"))
 
 
-def _engines(tracking: Tracking) -> Listing:
-    rows = []
+def _engines(tracking: Tracking, brief: bool) -> Listing:
+    rows, idle = [], 0
     for name, run in sorted(_newest(tracking, "engine").items()):
+        if brief and run.tags.get("engineworks.verdict") == "unmeasured":
+            idle += 1
+            continue
         medians = [(v, k.partition("/")[2]) for k, v in run.metrics.items() if k.startswith("latency_ms_p50/")]
         fastest = "{:.3f} at {}".format(*min(medians)) if medians else ""
         size = run.metrics.get("engine_bytes")
@@ -85,7 +94,8 @@ def _engines(tracking: Tracking) -> Listing:
             f"{size / 2**20:.2f}" if size else "", digest, run.run_id, age(run.started_at),
         ))  # fmt: skip
     headings = ("engine", "verdict", "p50 ms", "MiB", "digest", "run", "age")
-    return Listing("engines", headings, tuple(rows), ("run", "digest", "MiB"))
+    note = f"{many(idle, 'engine')} not run yet; 'engineworks list engines' has all" if idle else ""
+    return Listing("engines", headings, tuple(rows), ("run", "digest", "MiB"), note)
 
 
 def _champions(tracking: Tracking) -> Listing:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Only, any_of, finite, finite_if_given
+from engineworks.commands.options import LARGEST_NUMBER, Json, OneOrMore, Only, any_of, finite, finite_if_given
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
 def serve(
-    recipe: OneRecipe,
+    recipes: OneOrMore,
     only: Only = None,
     champions: Annotated[bool, typer.Option("--champions", help="MLflow's champions, not what is built here.")] = False,
     reloads: Annotated[
@@ -31,16 +32,23 @@ def serve(
     requests: Annotated[
         Path | None, typer.Option("--requests", help="Recorded requests for --shadow, one a line (docs/serving.md).")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="All engines on one server at once: memory, and p99 beside each other.")
+    ] = False,
+    memory_mib: Annotated[
+        float | None,
+        typer.Option("--memory-mib", callback=finite_if_given, help="Most memory of all models of --together."),
+    ] = None,
     qps: Annotated[
         float | None,
         typer.Option("--qps", callback=finite_if_given, help="Queries a second, instead of the recipe's load."),
     ] = None,
     p99_ms: Annotated[
-        float, typer.Option("--p99-ms", callback=finite, help="Its largest 99 % latency, and the sweep's.")
+        float, typer.Option("--p99-ms", callback=finite, help="Its largest 99% latency, and the sweep's.")
     ] = 15.0,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", callback=finite_if_given, help="Seconds of that load (30), or of --shadow's timing."),
+        typer.Option("--seconds", callback=finite_if_given, help="Seconds of a load (30, --together 10) or a timing."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -53,58 +61,59 @@ def serve(
         engineworks serve recipes/digits.yaml --only '*/cpu'
         engineworks serve recipes/digits.yaml --only '*/int8/cpu' --reloads 100 --swaps 50
         engineworks serve recipes/digits.yaml --only '*/int8/cpu' --shadow --requests recorded.jsonl
+        engineworks serve recipes/digits.yaml recipes/fashion.yaml --only '*/int8/cpu' --together --memory-mib 2000
     """
     from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans
-    from engineworks.commands.serve_jobs import Server
+    from engineworks.commands.serve_jobs import Judged, Server
     from engineworks.errors import InputError
     from engineworks.host.child import ChildPool
     from engineworks.host.triton import NO_SERVER, RunningServer, find_server
-    from engineworks.release.sources import LeftOut, built_engines, champion_engines, require_some
+    from engineworks.release.sources import LeftOut, require_some
     from engineworks.serving.recorded import read_requests
     from engineworks.store.open import open_store
-    from engineworks.tracking.runs import open_tracking
 
     if shadow and champions:
         raise InputError("--shadow compares what is built here with the champions", hint="leave --champions out")
     if requests is not None and not shadow:
         raise InputError("--requests names traffic for --shadow", hint="add --shadow")
+    if together and shadow:
+        raise InputError("--together and --shadow are two different runs", hint="leave one out")
+    if memory_mib is not None and not together:
+        raise InputError("--memory-mib is the budget of --together", hint="add --together")
     if requests is not None:
         read_requests(requests)
     server = find_server()
     if server is None:
         raise InputError(NO_SERVER)
-    if shadow and isinstance(server, RunningServer):
-        raise InputError("--shadow starts two servers; ENGINEWORKS_TRITON names a running one", hint="name a binary")
+    if (shadow or together) and isinstance(server, RunningServer):
+        option = "--shadow" if shadow else "--together"
+        raise InputError(f"{option} starts servers; ENGINEWORKS_TRITON names a running one", hint="name a binary")
     settings = read_settings()
-    store = open_store(settings)
-    (plan,) = read_plans(settings, [recipe], any_of(only))
-    asked = plan.loaded.recipe.performance.serving.load
-    load = {"qps": qps, "find_qps": False, "p99_ms": p99_ms, "seconds": seconds or 30.0} if qps or sweep else None
-    limits = load if qps else asked.model_dump(mode="json") if asked else None
-    more = {"reloads": reloads, "swaps": swaps, "sweep": sweep, "cold": cold, "load": limits or load}
+    served, left = list[Judged](), list[LeftOut]()
     with TemporaryDirectory(prefix="engineworks-") as folder, ChildPool() as pool:
-        champion_of, left = {}, list[LeftOut]()
-        if champions or shadow:
-            registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-            engines, left = champion_engines(plan.loaded, registry, any_of(only), Path(folder))
-            champion_of = {engine.passport.id: engine for engine in engines}
-        if not champions:
-            engines, more_left = built_engines(plan, store, unmeasured=False)
-            without = {engine.id for engine in left}
-            engines = [engine for engine in engines if engine.passport.id not in without]
-            left = [*more_left, *left]
-        require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
-        jobs = Server(plan, store, Path(folder), pool, quiet=as_json)
-        pairs = [(engine, champion_of[engine.passport.id]) for engine in engines] if shadow else []
-        served = []
-        for judged in jobs.shadow(pairs, requests, seconds) if shadow else jobs.serve(engines, more, limits):
+        jobs = Server(settings, open_store(settings), Path(folder), pool, quiet=as_json)
+        plans = read_plans(settings, recipes, any_of(only))
+        several = [jobs.select(plan, any_of(only), champions=champions, shadow=shadow) for plan in plans]
+        left = [engine for selected in several for engine in selected.left]
+        require_some([e for s in several for e in s.engines], left, lambda engine: f"{engine.id} {engine.message}")
+        results = jobs.together(several, memory_mib, seconds) if together else iter(())
+        for selected in () if together else several:
+            asked = selected.plan.loaded.recipe.performance.serving.load
+            given = {"qps": qps, "find_qps": False, "p99_ms": p99_ms, "seconds": seconds or 30.0}
+            load = given if qps or sweep else None
+            limits = load if qps else asked.model_dump(mode="json") if asked else None
+            more = {"reloads": reloads, "swaps": swaps, "sweep": sweep, "cold": cold, "load": limits or load}
+            one = jobs.shadow(selected, requests, seconds) if shadow else jobs.serve(selected, more, limits)
+            results = chain(results, one)
+        for judged in results:
             served.append(judged)
             if not as_json:
                 judged.say()
-    for engine in () if as_json else left:
-        terminal.say(f"{engine.id}: {engine.message}")
     if as_json:
         left_out = [{"id": e.id, "sentence": e.message} for e in left]
         terminal.print_json({"engines": [judged.to_json() for judged in served], "left_out": left_out})
+    else:
+        for engine in left:
+            terminal.say(f"{engine.id}: {engine.message}")
     raise typer.Exit(most_severe([*(j.exit_code for j in served), *(e.exit_code for e in left)]))

@@ -14,15 +14,23 @@ from engineworks.host.child import ChildPool
 from engineworks.measure.gates.gates import Check, worst
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.gates.shadow import shadow_checks, shadow_limits
+from engineworks.measure.gates.together import together_checks
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.documents import Documents
-from engineworks.plan.kinds import SERVING_FILE, SHADOW_FILE
+from engineworks.plan.kinds import SERVING_FILE, SHADOW_FILE, TOGETHER_FILE
 from engineworks.plan.plan import Plan
+from engineworks.recipe.datasets.preparation import find_made
+from engineworks.release.sources import LeftOut, built_engines, champion_engines
 from engineworks.report import terminal
+from engineworks.settings import Settings
 from engineworks.store.json_files import read_json_file
 from engineworks.store.store import Store
+from engineworks.tracking.runs import open_tracking
 
 Job = dict[str, Any]
+
+TOGETHER_S = 10.0
+"""Seconds that each model is asked alone, and all at once."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +58,56 @@ class Judged:
             terminal.say(f"  {check.verdict:<12} {check.name}: {check.message}")
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Engines of a plan to serve, their champions by id where candidates are to be compared, and those left out."""
+
+    plan: Plan
+    engines: Sequence[PackagedEngine]
+    champions: Mapping[str, PackagedEngine]
+    left: Sequence[LeftOut]
+
+
 class Server:
-    """Serves engines of a plan, one after the other. quiet: without the jobs' lines."""
+    """Serves engines, one after the other. quiet: without the jobs' lines."""
 
-    def __init__(self, plan: Plan, store: Store, folder: Path, pool: ChildPool, *, quiet: bool) -> None:
-        self._plan, self._store, self._folder, self._pool, self._quiet = plan, store, folder, pool, quiet
+    def __init__(self, settings: Settings, store: Store, folder: Path, pool: ChildPool, *, quiet: bool) -> None:
+        self._settings, self._store, self._folder, self._pool = settings, store, folder, pool
+        self._quiet = quiet
 
-    def serve(self, engines: Sequence[PackagedEngine], more: Job, limits: Job | None) -> Iterator[Judged]:
+    def select(self, plan: Plan, only: str | None, *, champions: bool, shadow: bool) -> Selected:
+        """Select what was built here, or the champions. shadow: what was built here and has a champion."""
+        fetched, left = list[PackagedEngine](), list[LeftOut]()
+        if champions or shadow:
+            registry = open_tracking(self._settings.artifacts, self._settings.tracking_uri).registry()
+            fetched, left = champion_engines(plan.loaded, registry, only, self._folder / plan.recipe)
+        if champions:
+            return Selected(plan, fetched, {}, left)
+        built, more = built_engines(plan, self._store, unmeasured=False)
+        without = {engine.id for engine in left}
+        engines = [engine for engine in built if engine.passport.id not in without]
+        return Selected(plan, engines, {engine.passport.id: engine for engine in fetched}, [*more, *left])
+
+    def serve(self, selected: Selected, more: Job, limits: Job | None) -> Iterator[Judged]:
         """Run the step `serve` for each. more: parameters that replace the recipe's; limits: of the load."""
-        for engine in engines:
-            job = self._job(engine, "serve")
+        for engine in selected.engines:
+            job = job_of(selected.plan, self._store, engine, "serve")
             job["params"] |= more
             job["inputs"] |= {"build": str(engine.folder)}
             job["unkeyed"] |= {"passport": str(engine.passport.source)}
             report = self._run(job, SERVING_FILE)
             yield Judged(engine.passport.id, serving_checks(report, limits, ""), report)
 
-    def shadow(
-        self, pairs: Sequence[tuple[PackagedEngine, PackagedEngine]], requests: Path | None, seconds: float | None
-    ) -> Iterator[Judged]:
-        """Serve each candidate beside its champion. pairs: candidate and champion. requests: recorded ones. seconds:
-        that timing may take, by default the recipe's `performance.regression.max_s`."""
-        recipe = self._plan.loaded.recipe
+    def shadow(self, selected: Selected, requests: Path | None, seconds: float | None) -> Iterator[Judged]:
+        """Serve each candidate beside its champion. requests: recorded ones. seconds: that timing may take, by default
+        the recipe's `performance.regression.max_s`."""
+        recipe = selected.plan.loaded.recipe
         regression = recipe.performance.regression
-        for candidate, champion in pairs:
+        for candidate in selected.engines:
+            champion = selected.champions[candidate.passport.id]
             cosine = next(v.cosine for k, v in recipe.accuracy.limits.items() if k == candidate.precision)
             limits = shadow_limits(regression, cosine)
-            job = self._job(candidate, "shadow")
+            job = job_of(selected.plan, self._store, candidate, "shadow")
             job["params"] |= {
                 "champion": "the champion", "limit": limits["latency"],
                 "max_s": seconds or (regression.max_s if regression else None),
@@ -88,19 +119,30 @@ class Server:
             report = self._run(job, SHADOW_FILE)
             yield Judged(candidate.passport.id, shadow_checks(report, limits), report)
 
-    def _job(self, engine: PackagedEngine, kind: str) -> Job:
-        """Return the job of a kind for an engine, with what the step `serve` of its plan has."""
-        documents = Documents(self._plan.loaded, FileDigests(None))
-        planned = next(e for e in self._plan.engines if e.id == engine.passport.id)
-        compare = self._plan.steps[planned.steps["compare"]]
-        compared = (compare.key, dict(compare.document))
-        document, unkeyed = documents.serve(planned.target, planned.steps["build"], compared, {})
-        stored = {role: self._store.get(key) for role, key in document["inputs"].items() if role != "build"}
-        return {
-            "kind": kind, "id": f"{engine.passport.id}/{kind}", "params": dict(document["params"]),
-            "inputs": {role: str(artifact.path) for role, artifact in stored.items() if artifact is not None},
-            "unkeyed": {k: [str(p) for p in v] if isinstance(v, list | tuple) else str(v) for k, v in unkeyed.items()},
-        }  # fmt: skip
+    def together(
+        self, several: Sequence[Selected], memory_mib: float | None, seconds: float | None
+    ) -> Iterator[Judged]:
+        """Serve all engines on one server at once. memory_mib: the budget of all."""
+        parts, limits = list[Job](), dict[str, float | None]()
+        for selected in several:
+            load = selected.plan.loaded.recipe.performance.serving.load
+            for engine in selected.engines:
+                job = job_of(selected.plan, self._store, engine, "together")
+                names = ("samples", "labels", "package", "batches")
+                made = job["inputs"].get("evaluation")
+                evaluation = str(find_made(Path(made))) if made else job["unkeyed"]["evaluation"]
+                parts.append({
+                    **{name: job["params"][name] for name in names}, "folder": str(engine.folder),
+                    "passport": str(engine.passport.source),
+                    "evaluation": [evaluation] if isinstance(evaluation, str) else evaluation,
+                })  # fmt: skip
+                limits[engine.passport.id] = load.p99_ms if load else None
+        params = {"parts": parts, "seconds": seconds or TOGETHER_S}
+        report = self._run(
+            {"kind": "together", "id": "together", "params": params, "inputs": {}, "unkeyed": {}}, TOGETHER_FILE
+        )
+        p99 = {model: limits[engine] for model, engine in report["engines"].items()}
+        yield Judged("together", together_checks(report, memory_mib, p99), report)
 
     def _run(self, job: Job, report: str) -> Mapping[str, Any]:
         out = self._folder / f"served{len(list(self._folder.iterdir()))}"
@@ -112,3 +154,18 @@ class Server:
             )  # fmt: skip
         value: Mapping[str, Any] = read_json_file(out / report)
         return value
+
+
+def job_of(plan: Plan, store: Store, engine: PackagedEngine, kind: str) -> Job:
+    """Return the job of a kind for an engine, with what the step `serve` of its plan has."""
+    documents = Documents(plan.loaded, FileDigests(None))
+    planned = next(e for e in plan.engines if e.id == engine.passport.id)
+    compare = plan.steps[planned.steps["compare"]]
+    compared = (compare.key, dict(compare.document))
+    document, unkeyed = documents.serve(planned.target, planned.steps["build"], compared, {})
+    stored = {role: store.get(key) for role, key in document["inputs"].items() if role != "build"}
+    return {
+        "kind": kind, "id": f"{engine.passport.id}/{kind}", "params": dict(document["params"]),
+        "inputs": {role: str(artifact.path) for role, artifact in stored.items() if artifact is not None},
+        "unkeyed": {k: [str(p) for p in v] if isinstance(v, list | tuple) else str(v) for k, v in unkeyed.items()},
+    }  # fmt: skip

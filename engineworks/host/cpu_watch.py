@@ -82,11 +82,11 @@ def _load_complaints(first: _Reading, last: _Reading) -> Iterator[str]:
     grain_s = 2 * last.processors / os.sysconf("SC_CLK_TCK")  # each counter lags by up to a tick, at both ends
     foreign_s = last.busy_s - first.busy_s - own_s
     if own_s + waited_s > 0 and (share := waited_s / (own_s + waited_s)) > WAITING_SHARE:
-        yield f"other work had the processor: this process waited for it {100 * share:.0f} % of its time"
+        yield f"other work had the processor: this process waited for it {100 * share:.0f}% of its time"
     if foreign_s - grain_s > FOREIGN_SHARE * there_s:
-        yield f"other processes used {100 * foreign_s / there_s:.0f} % of the processors meanwhile"
+        yield f"other processes used {100 * foreign_s / there_s:.0f}% of the processors meanwhile"
     if stolen_s - grain_s > STOLEN_SHARE * there_s:
-        yield f"the hypervisor gave {100 * stolen_s / there_s:.0f} % of the processors to other machines"
+        yield f"the hypervisor gave {100 * stolen_s / there_s:.0f}% of the processors to other machines"
     if last.throttled_s > first.throttled_s:
         yield f"the container's quota stopped this process for {1000 * (last.throttled_s - first.throttled_s):.0f} ms"
     if last.overheated > first.overheated:

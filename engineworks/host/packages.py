@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +12,8 @@ from typing import Any
 @cache
 def installed_version(distribution: str) -> str | None:
     """Return its version, None where it is not installed."""
+    from importlib import metadata  # 0.03 s, which most commands need not spend
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

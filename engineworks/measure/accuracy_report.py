@@ -32,7 +32,7 @@ class MetricFigures(Document):
     """The task metric of engine and fp32.
 
     kind: on labels, as agreement with fp32, or on tokens of text. engine, reference: None if they are no number. ratio:
-    quality relative to fp32. repeated: what a second call gave, if that differs. interval: of the ratio, 95 %.
+    quality relative to fp32. repeated: what a second call gave, if that differs. interval: of the ratio, 95%.
     agreement: share of positions with fp32's most probable token.
     """
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.typed_json import Document
 
 
 @dataclass(frozen=True)
-class Champion:
+class ChampionIdentity(Document):
     """The served version of an engine.
 
     engine: id, recipe/precision/target. digest: sha256 of the engine file. build_key: key of its build's artifact in
-    the store, '' if unknown. run: id of the MLflow run that recorded it. accuracy: its report. compare: the document of
-    the step that made the report. Both are None if the run holds none.
+    the store, '' if unknown. run: id of the MLflow run that recorded it.
     """
 
     engine: str
@@ -24,15 +24,22 @@ class Champion:
     digest: str
     build_key: str
     run: str
-    accuracy: Accuracy | None = None
-    compare: Mapping[str, Any] | None = None
-
-    def to_json(self) -> dict[str, str]:
-        """The champion's identity, without its reports."""
-        return {k: v for k, v in asdict(self).items() if k not in ("accuracy", "compare")}
 
     def __str__(self) -> str:
         return f"the champion (version {self.version} of {self.model})"
+
+
+@dataclass(frozen=True)
+class Champion(ChampionIdentity):
+    """accuracy: its report. compare: the document of the step that made the report. Both are None if the run holds
+    none."""
+
+    accuracy: Accuracy | None = None
+    compare: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The champion's identity, without its reports."""
+        return {f.name: getattr(self, f.name) for f in fields(ChampionIdentity)}
 
 
 def champion_from_json(value: Mapping[str, Any]) -> Champion:

@@ -194,7 +194,7 @@ class _Arena:
         return self._orders.pop()
 
     def _warm_up(self, engine: Loaded, shape: str) -> float:
-        """Run until the time is up and the latest runs agree within 5 %, at most ten times as long.
+        """Run until the time is up and the latest runs agree within 5%, at most ten times as long.
 
         Returns a typical time in ms.
         """

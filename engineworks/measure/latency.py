@@ -42,7 +42,7 @@ class Sampling:
     """When to stop.
 
     watch_s: minimum time from the first run in which the time may still drop. max_s: maximum time of steady runs; a
-    warm-up may take twice as long. precision: wanted half width of the median's 95 % interval, relative to the median.
+    warm-up may take twice as long. precision: wanted half width of the median's 95% interval, relative to the median.
     tail: whether p99 must be known, which takes more runs.
     """
 
@@ -84,7 +84,7 @@ class Sampled:
 class LatencyReport:
     """Milliseconds at one shape, without copies.
 
-    device_*: None without a device clock. median_interval: 95 %, None with too few samples. notes: what to know before
+    device_*: None without a device clock. median_interval: 95%, None with too few samples. notes: what to know before
     trusting the result. samples: every timed run in order, after the warm-up.
     """
 
@@ -229,11 +229,11 @@ def _notes(sampled: Sampled, interval: Interval | None, middle: float, sampling:
     if interval is None:
         notes.append(f"{runs} runs are too few for an interval of the median")
     elif interval.half_width > sampling.precision * middle:
-        notes.append(f"median known to ± {100 * interval.half_width / middle:.1f} % only")
+        notes.append(f"median known to ± {100 * interval.half_width / middle:.1f}% only")
     if not sampled.settled:
         notes.append(f"the latency never settled: {_halves(sampled.host_ms)}")
     if runs < RUNS_FOR_TAIL:
-        notes.append(f"p99 is uncertain: {runs} runs, its 95 % interval needs {RUNS_FOR_TAIL}")
+        notes.append(f"p99 is uncertain: {runs} runs, its 95% interval needs {RUNS_FOR_TAIL}")
     return notes
 
 

@@ -125,7 +125,11 @@ def why_not_faster(name: str, timed: Layers, other_name: str, other: Layers) -> 
     ours, theirs = timed.total_ms, other.total_ms
     direction = "slower" if ours > theirs else "faster"
     begin = f"{name} is {direction} than {other_name} ({_ms(ours)} against {_ms(theirs)} in layers)"
-    parts = [*_products(timed, other, theirs), *_roundings(timed, theirs), *_rest(timed, other, theirs)]
+    parts = [
+        *_products(timed, other, theirs),
+        *_roundings(timed, other_name, other, theirs),
+        *_rest(timed, other, theirs),
+    ]
     return f"{begin}: {'; '.join(parts)}." if parts else f"{begin}, evenly over all layers."
 
 
@@ -148,10 +152,11 @@ def _slower(ours: Sequence[Layer], theirs: Sequence[Layer]) -> int:
     return sum(any(layer.ms > before[n] for n in layer.nodes if n in before) for layer in ours)
 
 
-def _roundings(timed: Layers, total: float) -> Iterable[str]:
-    alone = [x for x in timed.layers if x.is_rounding]
-    if alone and _sum(alone) >= LITTLE * total:
-        yield f"Q/DQ that was not fused: {_ms(_sum(alone))} in {len(alone)} layers"
+def _roundings(timed: Layers, other_name: str, other: Layers, whole: float) -> Iterable[str]:
+    for begin, layers in (("", timed.layers), (f"{other_name}'s ", other.layers)):
+        alone = [x for x in layers if x.is_rounding]
+        if alone and _sum(alone) >= LITTLE * whole:
+            yield f"{begin}Q/DQ that was not fused: {_ms(_sum(alone))} in {len(alone)} layers"
 
 
 def _rest(timed: Layers, other: Layers, total: float) -> Iterable[str]:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Literal
 
 from engineworks.measure.statistics import Interval, student_quantile
+from engineworks.typed_json import Document
 
 RegressionVerdict = Literal["pass", "fail", "inconclusive"]
 
@@ -39,10 +40,10 @@ DISTURBED_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Document):
     """Candidate over champion at one shape.
 
-    ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
+    ratio: of medians, 1.02 is 2% slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
     not decide, or ''. rounds: those that count.
     """
 
@@ -51,17 +52,6 @@ class Comparison:
     interval: Interval | None
     rounds: int
     why: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        interval = [self.interval.low, self.interval.high] if self.interval else None
-        return {
-            "verdict": self.verdict, "ratio": self.ratio, "interval": interval, "rounds": self.rounds, "why": self.why,
-        }  # fmt: skip
-
-
-def comparison_from_json(value: Mapping[str, Any]) -> Comparison:
-    interval = Interval(*value["interval"]) if value["interval"] else None
-    return Comparison(value["verdict"], value["ratio"], interval, value["rounds"], value["why"])
 
 
 def quad_log_ratio(champion: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]) -> float:
@@ -89,7 +79,7 @@ def confidence_of(before: int) -> float:
 
 
 def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float = CONFIDENCE) -> Comparison:
-    """The result of the rounds so far. limit: 0.05 allows 5 % slower. confidence: of all checks together."""
+    """The result of the rounds so far. limit: 0.05 allows 5% slower. confidence: of all checks together."""
     rounds = len(log_ratios)
     each = 1 - (1 - confidence) / len(LOOKS)
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
@@ -168,7 +158,7 @@ def confirm(first: Comparison, second: Comparison | None) -> Comparison:
     if second.verdict == "fail":
         return second
     saw = "saw no such thing" if second.verdict == "pass" else f"could not confirm it: {second.why}"
-    slower = f"{100 * ((first.ratio or 1.0) - 1):.1f} % slower"
+    slower = f"{100 * ((first.ratio or 1.0) - 1):.1f}% slower"
     why = f"the first measurement found it {slower}, a second one in a fresh process {saw}"
     return Comparison("inconclusive", second.ratio, second.interval, second.rounds, why)
 

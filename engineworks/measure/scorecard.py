@@ -1,6 +1,6 @@
 """Two builds of the same recipes with other versions → what changed for each engine, with intervals. Pure.
 
-Both are results of `engineworks build --json`. Engines that ran on both sides are also timed in turns
+Both are results of `engineworks build --json`. Engines that ran on both sides are also measured interleaved
 (`measure.interleave`): that interval decides. Else each was measured in a process of its own, one after the other, and
 the intervals of their medians are compared. A difference below 5% is none.
 """
@@ -33,8 +33,8 @@ SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "pass")
 class Speed:
     """Latency at one shape. ratio: rehearsed / present; low, high: its bounds. busy: the host was, on either side.
 
-    rounds: of both versions in turns, 0 where they were measured one after the other. why: why turns decide nothing, ''
-    if they do.
+    rounds: of both versions interleaved, 0 where they were measured one after the other. why: why they decide nothing,
+    '' if they do.
     """
 
     shape: str
@@ -73,7 +73,7 @@ class Change:
 
 
 Turns = Mapping[str, Mapping[str, Comparison]]
-"""Engine → shape → the rehearsed version over the present one, timed in turns."""
+"""Engine → shape → the rehearsed version over the present one, measured interleaved."""
 
 
 def compare_builds(
@@ -106,7 +106,7 @@ def _change(
     if ours is None or theirs is None:
         side = "only with the other versions" if ours is None else "only with the present versions"
         return Change(name, _verdict(ours), _verdict(theirs), (side,), "changed")
-    speeds = tuple(_in_turns(speed, turns.get(speed.shape)) for speed in _speeds(ours, theirs))
+    speeds = tuple(_interleaved(speed, turns.get(speed.shape)) for speed in _speeds(ours, theirs))
     notes = [*_verdicts(ours, theirs), *_speed_notes(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
     return Change(
         name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in notes), _tone([t for _, t in notes]), speeds
@@ -145,8 +145,8 @@ def _speeds(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Spee
             yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0], busy)
 
 
-def _in_turns(speed: Speed, timed: Comparison | None) -> Speed:
-    """The same by both versions in turns, which leaves disturbed rounds out; unchanged where these gave no interval."""
+def _interleaved(speed: Speed, timed: Comparison | None) -> Speed:
+    """The same by interleaved rounds, without the disturbed ones; unchanged where these gave no interval."""
     if timed is None:
         return speed
     if timed.ratio is None or timed.interval is None:

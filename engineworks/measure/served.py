@@ -22,12 +22,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from engineworks.host.packages import LazyModule
 
-Array = NDArray[np.generic]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+else:
+    np = LazyModule("numpy")
 Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
 Origin = Literal["evaluation", "seeded"]

@@ -17,7 +17,7 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Slope:
-    """Growth per repetition, with the ends of its 95 % interval."""
+    """Growth per repetition, with the ends of its 95% interval."""
 
     per_step: float
     low: float

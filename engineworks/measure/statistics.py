@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 TAILS = {"p90_ms": 0.9, "p99_ms": 0.99}
 """Quantiles by the budget that limits them; each has a minimum number of runs for an interval."""
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     low: float
     high: float
 

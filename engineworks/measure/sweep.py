@@ -1,7 +1,7 @@
 """Which batch to serve with: the rule and the reason. Pure.
 
 The rule: choose the batch with the most samples per second. Its median latency must be within the budget, and its
-memory within 70 % of the device's. A larger batch must give over 1 % more, because smaller differences are unreliable
+memory within 70% of the device's. A larger batch must give over 1% more, because smaller differences are unreliable
 and the smaller batch answers sooner. Samples per second are batch / median latency, one run at a time.
 """
 
@@ -78,6 +78,6 @@ def _refusal(point: SweepPoint, latency_ms: float | None, memory_total_mib: floa
     if latency_ms is not None and point.latency_ms_p50 > latency_ms:
         return f"is over the budget ({point.latency_ms_p50:.3g} ms)"
     if memory_total_mib and point.memory_mib > MEMORY_SHARE * memory_total_mib:
-        share = f"{100 * MEMORY_SHARE:.0f} % of the device's {memory_total_mib:,.0f} MiB"
+        share = f"{100 * MEMORY_SHARE:.0f}% of the device's {memory_total_mib:,.0f} MiB"
         return f"takes {point.memory_mib:,.0f} MiB, over {share}"
     return ""

@@ -108,8 +108,9 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     return light
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model to `path`, its weights to `<path>.data` when they are large; the same model gives the same bytes.
+def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False) -> None:
+    """Write the model to `path`, its weights to `<path>.data` when large or with `beside`. The same model gives
+    the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
     they go next to the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
@@ -123,7 +124,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: the model would be opset {opset_of(shell)}, above {MOST_OPSET}")
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
-    if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
+    if beside or weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
         with data.open("wb") as file:
             for tensor in model.graph.initializer:
                 _write_external(tensor, shell.graph.initializer.add(), file, data.name)

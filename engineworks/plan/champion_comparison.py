@@ -12,8 +12,9 @@ from typing import Any
 
 from engineworks.fingerprint import digest_of
 from engineworks.measure.champion import Champion, Champions
+from engineworks.measure.champion_report import ChampionComparison, Earlier
 from engineworks.measure.regression import confidence_of
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, STEP_KINDS
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.store.store import Store
 
 Document = dict[str, Any]
@@ -41,7 +42,7 @@ def champion_comparison_document(
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
     params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}
-    earlier: list[Report] = []
+    earlier: list[Document] = []
     attempt, by_history = 0, False
     while True:
         shared = {"limit": regression["latency"], "confidence": confidence_of(len(earlier))}
@@ -49,8 +50,8 @@ def champion_comparison_document(
         report = _undecided(store, digest_of(document))
         if report is None:
             break
-        by_history = report["method"] == "history"
-        earlier += [] if by_history else [report]
+        by_history = report.method == "history"
+        earlier += [] if by_history else [report.to_json()]
         attempt += 1
     more = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
@@ -71,18 +72,14 @@ def conditions_of(measure: Mapping[str, Any]) -> str:
     return digest_of({"hardware": measure["hardware"], "shapes": shapes, **params})
 
 
-def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a champion comparison's report without its samples."""
-    shapes = {name: dict(figures) for name, figures in report.get("shapes", {}).items()}
-    return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
-
-
-def _undecided(store: Store, key: str) -> Report | None:
+def _undecided(store: Store, key: str) -> Earlier | None:
     """Return the report of the attempt with this key if it exists and did not decide, else None."""
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
-    report = artifact.read_json(CHAMPION_COMPARISON_FILE)
-    verdicts = {shape["verdict"] for shape in report.get("shapes", {}).values()}
-    if report["method"] != "history" and ("fail" in verdicts or "inconclusive" not in verdicts):
+    report = artifact.read(ChampionComparison)
+    verdicts = {shape.verdict for shape in report.shapes.values()}
+    if report.method == "identical":
         return None
-    return {"key": key, **{k: report[k] for k in ("method", "confidence", "shapes") if k in report}}
+    if report.method != "history" and ("fail" in verdicts or "inconclusive" not in verdicts):
+        return None
+    return Earlier(key, report.method, report.confidence, report.shapes)

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from engineworks.engines.backends import backend_facts
+from engineworks.engines.peers import peer
 from engineworks.fingerprint import FileDigests
-from engineworks.plan.documents import TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
+from engineworks.plan.documents import PEER_TIME_LIMIT_S, TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.targets import NamedTarget
@@ -92,6 +94,18 @@ class DecoderDocuments(Documents):
         document = self._document("measure", params, {"build": build, **made}, {}, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
+
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
+        module, params = peer(name), {"decoder": self._streams(), "peer": name, "precision": precision, "at": self._at}
+        made, _, unkeyed = self._data("evaluation", self._files.evaluation)
+        digests, libraries = {}, dict(module.versions())
+        if module.FROM_SOURCE:
+            export, paths = self.export()
+            unkeyed, digests, libraries = {**paths, **unkeyed}, export["digests"], export["libraries"] | libraries
+        document = self._document("peer", params, {**inputs, **made}, digests)
+        document["libraries"] |= libraries
+        document["hardware"] = dict(module.hardware())
+        return document, {**unkeyed, "time_limit_s": PEER_TIME_LIMIT_S}
 
     @cached_property
     def _at(self) -> Document:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import (
     BuildError,
     CalibrationError,
@@ -18,7 +18,9 @@ from engineworks.errors import (
     StepError,
 )
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, PeerLatency
+from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.typed_json import Report
 
 StepName = Literal[
@@ -26,13 +28,13 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
 LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
 SHADOW_FILE = "shadow.json"
+TOGETHER_FILE = "together.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "calibrate": StepKind(
         8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
-        files="calibration data", optimizer="onnxruntime",
+        files="calibration data", optimizer="onnxruntime", typed=(CalibrationReport,),
     ),
     "reference": StepKind(
         6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
@@ -90,7 +92,9 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "lowered_reference": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
-    "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
+    "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
+        optimizer="target",
+),
     "compare": StepKind(
         6, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
@@ -100,7 +104,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(Latency,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
-        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
+        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=ChampionComparison.FILE,
+        typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
         2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,

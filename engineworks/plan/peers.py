@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.engines.peers import peer
+from engineworks.engines.peers.base import GeneratingPeer
 from engineworks.plan.documents import Documents
 from engineworks.plan.kinds import StepName
 from engineworks.recipe.computation import Computation
@@ -44,7 +45,7 @@ def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
 
 def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
     module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
-    why = _not_for_decoders(documents) or module.why_not(_source(documents), precision)
+    why = _generates(documents, name) or module.why_not(_source(documents), precision)
     why = why or _nothing_to_measure(documents)
     if why:
         return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
@@ -58,9 +59,11 @@ def _source(documents: Documents) -> str:
     return documents.loaded.files.kind
 
 
-def _not_for_decoders(documents: Documents) -> str:
-    decoder = documents.recipe.model.decoder
-    return "" if decoder is None else "it does not generate text yet; benchmarks/decoder_cpu.py compares decoders"
+def _generates(documents: Documents, name: str) -> str:
+    """Return why the peer cannot generate text, or does nothing else."""
+    if documents.recipe.model.decoder is None:
+        return "it runs decoder language models only" if name == "genai" else ""
+    return "" if isinstance(peer(name), GeneratingPeer) else "it does not generate text"
 
 
 def _nothing_to_measure(documents: Documents) -> str:

@@ -12,6 +12,7 @@ import io
 import lzma
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -42,9 +43,10 @@ MOST_HEADER_BYTES = 10_000
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """dtype and shape of one array of the file."""
+    """One array of the file. itemsize: bytes of an element."""
 
     dtype: str
+    itemsize: int
     shape: tuple[int, ...]
     fortran: bool
 
@@ -69,15 +71,22 @@ class NpzReader:
 
     def header(self, name: str) -> ArrayHeader:
         with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
-            dtype, shape, fortran = _parse_header(self.path, name, file)
-            held = self._archive.getinfo(f"{name}{SUFFIX}").file_size - file.tell()
-        needed = dtype.itemsize * math.prod(shape)
+            header = _plain_header(file)
+            at = file.tell()
+        if header is None:
+            with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
+                dtype, shape, fortran = _parse_header(self.path, name, file)
+                at = file.tell()
+            header = ArrayHeader(dtype.name, dtype.itemsize, shape, fortran)
+        held = self._archive.getinfo(f"{name}{SUFFIX}").file_size - at
+        needed = header.itemsize * math.prod(header.shape)
         if needed != held:
             raise SamplesError(
-                f"{self.path}: '{name}' is {dtype.name}{list(shape)}, {needed:,} bytes, but {held:,} bytes are there",
+                f"{self.path}: '{name}' is {header.dtype}{list(header.shape)}, {needed:,} bytes, but {held:,} bytes "
+                "are there",
                 hint="the file is damaged: write it again",
             )
-        return ArrayHeader(dtype.name, shape, fortran)
+        return header
 
     def read(self, name: str) -> NDArray[np.generic]:
         """The whole array, with the shape and dtype in the file. Raises `KeyError` if the file has no such array."""
@@ -221,6 +230,29 @@ def _readable(path: Path) -> Iterator[None]:
         raise SamplesError(
             f"{path}: is not a .npz file that can be read ({error})", hint="write it with numpy.savez"
         ) from None
+
+
+_PLAIN = re.compile(
+    rb"\{'descr': '[<|](?P<dtype>f[248]|[iu][1248]|b1)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n"
+)
+"""What `numpy.save` writes for plain numbers."""
+
+_NAMES = {"f": "float", "i": "int", "u": "uint"}
+
+
+def _plain_header(file: IO[bytes]) -> ArrayHeader | None:
+    """The header if it is one that `numpy.save` writes for plain numbers, without importing NumPy; None if not."""
+    start = file.read(10)
+    if len(start) < 10 or not start.startswith(b"\x93NUMPY\x01\x00"):
+        return None
+    found = _PLAIN.fullmatch(file.read(int.from_bytes(start[8:], "little")))
+    if found is None:
+        return None
+    kind, size = chr(found["dtype"][0]), int(found["dtype"][1:])
+    shape = tuple(int(number) for number in found["shape"].split(b",") if number.strip())
+    dtype = f"{_NAMES[kind]}{8 * size}" if kind in _NAMES else "bool"
+    return ArrayHeader(dtype, size, shape, found["fortran"] == b"True")
 
 
 def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored) -> tuple[Any, tuple[int, ...], bool]:

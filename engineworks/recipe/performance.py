@@ -16,8 +16,8 @@ class Budget(Part):
     """Limits at one named shape; every one that is given is one check."""
 
     p50_ms: Positive | None = Field(None, description="largest median latency")
-    p90_ms: Positive | None = Field(None, description="largest 90 % latency")
-    p99_ms: Positive | None = Field(None, description="largest 99 % latency; with too few runs it is inconclusive")
+    p90_ms: Positive | None = Field(None, description="largest 90% latency")
+    p99_ms: Positive | None = Field(None, description="largest 99% latency; with too few runs it is inconclusive")
     throughput_per_s: Positive | None = Field(None, description="fewest samples per second, batch / p50")
     memory_mib: Positive | None = Field(None, description="most memory that loading and running the engine adds")
     load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
@@ -40,7 +40,7 @@ class ServedLoad(Part):
 
     qps: Positive | None = Field(None, description="queries a second, at random times")
     find_qps: bool = Field(False, description="search the largest rate within p99_ms instead of a given one")
-    p99_ms: Positive = Field(description="largest 99 % latency of an answer")
+    p99_ms: Positive = Field(description="largest 99% latency of an answer")
     seconds: Seconds = Field(60.0, description="seconds that the load takes; each try of a search takes as long")
 
 

@@ -5,9 +5,12 @@ Only plain data is accepted: one document, unique string keys, no tags, no merge
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ CONFLICT_MARKERS = ("<<<<<<< ", "=======", ">>>>>>> ", "||||||| ")
 
 SCALARS = {"str", "int", "float", "bool", "null", "timestamp"}
 """Plain values; a date stays text."""
+
+
+_SLOW = re.compile(r"^%|[\x85\u2028\u2029]|^\s*-\s*(#.*)?$", re.MULTILINE)
+"""Text that libyaml reads otherwise: directives, Unicode's line ends, the places of empty items."""
 
 
 @dataclass
@@ -145,14 +152,19 @@ def _conflict_markers(text: str, shown: str) -> Iterator[Problem]:
             yield Problem(Place(shown, number, 1), f"merge conflict marker '{line[:7]}'", "resolve the conflict first")
 
 
+@lru_cache(maxsize=8)
 def _compose(text: str, shown: str) -> Any:
+    """Nodes of ruamel, None for an empty text. Kept, because all recipes of a folder share their defaults."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     if _bracket_depth(text) > MAX_DEPTH:
-        raise _one(Place(shown), f"lists or mappings are nested more than {MAX_DEPTH} deep", "is this a recipe?")
+        raise _too_deep(shown)
+    if not _SLOW.search(text):
+        # libyaml is five times as fast. What it refuses, such as `{torch: module:factory}`, ruamel's own parser reads.
+        with contextlib.suppress(YAMLError):
+            return YAML(typ="safe", pure=False).compose(text)
     try:
-        # Not the C scanner: its libyaml refuses `{torch: module:factory}`, a plain scalar with ':' in a flow mapping.
         return YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -163,7 +175,7 @@ def _compose(text: str, shown: str) -> Any:
         problem = error.problem or error.context or "does not parse"
         raise _one(Place(shown, line, column), f"not valid YAML: {problem}", _opened(error)) from None
     except RecursionError:
-        raise _one(Place(shown), "lists or mappings are nested too deeply to read") from None
+        raise _too_deep(shown) from None
     except YAMLError as error:
         position = getattr(error, "position", None)
         line = text[:position].count("\n") + 1 if isinstance(position, int) else _control_line(text)
@@ -216,8 +228,10 @@ class _Reader:
         self.problems: list[Problem] = []
         self._sizes: dict[int, int] = {}
 
-    def size(self, node: Any) -> int:
+    def size(self, node: Any, depth: int = 0) -> int:
         """Nodes below `node` with aliases expanded; a node that contains itself counts as too many."""
+        if depth > MAX_DEPTH:
+            raise _too_deep(self.shown)
         known = self._sizes.get(id(node))
         if known is not None:
             return known
@@ -226,7 +240,7 @@ class _Reader:
             total = 1
         else:
             inner = (n for item in node.value for n in (item if isinstance(item, tuple) else (item,)))
-            total = 1 + sum(self.size(n) for n in inner)
+            total = 1 + sum(self.size(n, depth + 1) for n in inner)
         self._sizes[id(node)] = total
         return total
 
@@ -261,7 +275,7 @@ class _Reader:
                     Problem(at, f"duplicate key '{name}' (first in line {places[name].line})", "remove one")
                 )
             else:
-                values[name], places[name] = self.read(value), at
+                values[name], places[name] = Node(at, None) if _is_empty(value) else self.read(value), at
         return Node(place, values, places)
 
     def _scalar(self, kind: str, text: str, place: Place) -> Any:
@@ -278,6 +292,15 @@ class _Reader:
             shown = text if len(text) <= 40 else f"{text[:40]}…"
             self.problems.append(Problem(place, f"'{shown}' is not a number that can be read"))
         return text
+
+
+def _too_deep(shown: str) -> RecipeError:
+    return _one(Place(shown), f"lists or mappings are nested more than {MAX_DEPTH} deep", "is this a recipe?")
+
+
+def _is_empty(node: Any) -> bool:
+    """Whether nothing stands behind the key; parsers do not agree on the place of that."""
+    return node.value == "" and str(node.tag).endswith(":null")
 
 
 def _place(node: Any, shown: str) -> Place:

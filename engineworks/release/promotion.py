@@ -206,7 +206,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
         example={} if prompts else narrowed_feeds(inputs, example_feeds(plan)),
         prompts=prompts,
-        requirements=requirements(engine.sidecar["versions"]),
+        requirements=requirements(engine.sidecar["versions"], text=bool(prompts)),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,
     )
@@ -220,9 +220,11 @@ def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
     return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 
 
-def requirements(versions: Mapping[str, str]) -> list[str]:
-    """Return what a host needs to load the engine, as pip requirements: the versions that built it."""
-    ours = {name: installed_version(name) for name in ("engineworks", "numpy", "cryptography")}
+def requirements(versions: Mapping[str, str], *, text: bool = False) -> list[str]:
+    """Return what a host needs to load the engine, as pip requirements: the versions that built it. text: whether it
+    generates text, with its tokenizer."""
+    names = ("engineworks", "numpy", "cryptography", *(("tokenizers",) if text else ()))
+    ours = {name: installed_version(name) for name in names}
     pinned: Iterable[tuple[str, str | None]] = [*ours.items(), *versions.items()]
     return [f"{name}=={version}" for name, version in pinned if version]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.measure.regression import Comparison
 from engineworks.report.ages import age, day
 from engineworks.report.background import Background, ChampionFigures, Point
 from engineworks.report.blocks import (
@@ -92,34 +92,35 @@ def _champion_comparisons(result: BuildResult) -> Block | None:
     ]  # fmt: skip
     rows = []
     for engine in result.engines:
-        comparison = engine.champion_comparison or {}
-        for name, s in comparison.get("shapes", {}).items():
+        comparison = engine.champion_comparison
+        for name, s in comparison.shapes.items() if comparison else ():
             check = next((c for c in engine.checks if c.name == f"regression.latency[{name}]"), None)
-            attempts = comparison["attempts"]
-            disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
+            assert comparison is not None
+            attempts = comparison.attempts
+            disturbed = sum(bool(r.disturbances) for r in attempts[-1].rounds)
             rows.append([
-                engine_cell(engine.id), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
-                number(s["ratio"], 4),
-                Cell(_interval(s)), Cell(f"{100 * comparison.get('confidence', 0.99):.10g} %"),
-                number(1 + comparison["limit"], 4),
-                number(s["rounds"], 0), number(disturbed, 0),
+                engine_cell(engine.id), Cell(name), Cell(s.verdict, tone=s.verdict),
+                number(s.ratio, 4),
+                Cell(_interval(s)), Cell(f"{100 * comparison.confidence:.10g}%"),
+                number(1 + comparison.limit, 4),
+                number(s.rounds, 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.text if check else "", tone="muted"),
             ])  # fmt: skip
     return table(columns, rows, title="Champion and candidate, interleaved")
 
 
-def _interval(compared: Mapping[str, Any]) -> str:
+def _interval(compared: Comparison) -> str:
     """'1.0040 to 1.0210', '' where there is none."""
-    interval = compared.get("interval")
+    interval = compared.interval
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 
 
 def _earlier(result: BuildResult) -> Iterator[Block]:
     """Champion comparisons of this candidate that did not decide."""
     for engine in result.engines:
-        for turn, comparison in enumerate((engine.champion_comparison or {}).get("earlier", ()), 1):
-            shapes = comparison["shapes"].items()
-            text = ", ".join(f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in shapes)
+        for turn, comparison in enumerate(engine.champion_comparison.earlier if engine.champion_comparison else (), 1):
+            shapes = comparison.shapes.items()
+            text = ", ".join(f"{name} {_interval(s) or 'no interval'} ({s.rounds} rounds)" for name, s in shapes)
             yield Text(text, tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:")
 
 

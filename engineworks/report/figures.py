@@ -9,13 +9,13 @@ from engineworks.measure.latency_report import ShapeFigures
 from engineworks.report.blocks import Table, text_table
 
 LATENCY = (
-    ("p50 ms", "latency_ms_p50", 4), ("p50 at 95 %", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
+    ("p50 ms", "latency_ms_p50", 4), ("p50 at 95%", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
     ("p99 ms", "latency_ms_p99", 4), ("device p50 ms", "device_ms_p50", 4), ("device p99 ms", "device_ms_p99", 4),
     ("with copies p50 ms", "copies_ms_p50", 4), ("with copies p99 ms", "copies_ms_p99", 4),
     ("first run ms", "first_run_ms", 2), ("samples/s", "throughput_per_s", 0), ("MiB", "memory_mib", 2),
     ("runs", "runs", 0),
 )  # fmt: skip
-"""Heading, key in latency.json, decimals. p50, p90, p99: the host's clock without copies, and the median's 95 %
+"""Heading, key in latency.json, decimals. p50, p90, p99: the host's clock without copies, and the median's 95%
 interval. device: the same runs by the device's clock. MiB: what loading and running the engine adds."""
 
 SWEEP = (
@@ -36,7 +36,7 @@ def latency_table(engine: EngineResult) -> Table | None:
         (name, dims_text(shape.dims), *(_cell(getattr(shape, key), digits) for _, key, digits in LATENCY))
         for name, shape in shapes_of(engine).items()
     ]
-    return text_table(headings, rows, texts=("shape", "dims", "p50 at 95 %"))
+    return text_table(headings, rows, texts=("shape", "dims", "p50 at 95%"))
 
 
 def has_device_figures(engine: EngineResult) -> bool:

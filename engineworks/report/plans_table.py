@@ -27,7 +27,7 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: boo
         if rows:
             print_table(("step", "state", "why"), rows, styles={i: style_of(row[1]) for i, row in enumerate(rows)})
         if not every and (lines := list(_grouped(plan))):
-            for line in (*lines[:-1], f"{lines[-1]} (--all lists them)"):
+            for line in (*lines[:-1], f"{lines[-1]}; --all lists them"):
                 say_wrapped(line, "  ")
 
 

@@ -24,7 +24,7 @@ EVERY_S = 10.0
 """Seconds between two such reports in a log."""
 
 Expected = Callable[["Step"], "float | None"]
-"""Seconds that a step took the last time, None if it never ran here."""
+"""Seconds that a step took the last time, None if it never ran here: then a like step of this build tells."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def time_words(seconds: float, expected: float | None) -> str:
     if expected is None:
         return so_far
     left = expected - seconds
-    return f"{so_far}, about {left:.0f} s left" if left >= 1 else f"{so_far}, {expected:.0f} s the last time"
+    return f"{so_far}, about {left:.0f} s left" if left >= 1 else f"{so_far}, {expected:.0f} s expected"
 
 
 class Shown(Protocol):
@@ -71,6 +71,7 @@ class Clock:
     def __init__(self, shown: Shown, expected: Expected, now: Callable[[], float] = time.monotonic) -> None:
         self._shown, self._expected, self._now = shown, expected, now
         self._running: dict[str, tuple[Step, float, float | None]] = {}
+        self._took: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engineworks-progress", daemon=True)
@@ -94,6 +95,8 @@ class Clock:
 
     def finished(self, step: Step, seconds: float) -> None:
         self._forget(step)
+        with self._lock:
+            self._took[step.kind] = seconds
         self._shown.finished(step, seconds)
 
     def failed(self, step: Step, message: str) -> None:
@@ -106,7 +109,7 @@ class Clock:
     def tick(self) -> None:
         """Report every step that has run for longer than `LONG_S`."""
         with self._lock:
-            running = list(self._running.values())
+            running = [(s, since, self._took.get(s.kind) if e is None else e) for s, since, e in self._running.values()]
         for step, since, expected in running:
             if (seconds := self._now() - since) >= LONG_S:
                 self._shown.ticking(step, seconds, expected)

@@ -31,7 +31,7 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
         "checks": checks,
         "accuracy": engine.accuracy.to_json() if engine.accuracy else None,
         "latency": engine.latency.to_json() if engine.latency else None,
-        "champion_comparison": engine.champion_comparison,
+        "champion_comparison": engine.champion_comparison.to_json() if engine.champion_comparison else None,
     }
     for name, value in reports.items():
         if value:

@@ -54,7 +54,7 @@ def _print_result(result: BuildResult, every: bool) -> None:
     elif grouped := groups(result):
         for group in grouped[:-1]:
             say_wrapped(group.message, "  ")
-        say_wrapped(f"{grouped[-1].message} (--all lists them)", "  ")
+        say_wrapped(f"{grouped[-1].message}; --all lists them", "  ")
     for engine in result.engines:
         _print_figures(engine)
     for note in _notes_of_engines(result):
@@ -97,12 +97,12 @@ def _print_engines(result: BuildResult, shown: Sequence[EngineResult], every: bo
 def _reasons(result: BuildResult, shown: Sequence[EngineResult]) -> Iterator[str]:
     """Every check that did not pass. Engines with the same reasons share them."""
     from engineworks.measure.ladder.ladder import ladder_statements
-    from engineworks.report.rows import reasons
+    from engineworks.report.rows import grouped_reasons
 
     statements = ladder_statements(result.ladder)
     by_reasons: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for engine in shown:
-        found = reasons(engine)
+        found = grouped_reasons(engine)
         if found and engine.id in statements:
             found = (statements[engine.id], *found)
         if found:
@@ -170,17 +170,17 @@ def _print_next(results: Sequence[BuildResult]) -> None:
     result = results[0]
     bad = [engine.id for r in results for engine in r.decisive if engine.verdict in ("fail", "failed", "inconclusive")]
     some = next((engine.id for engine in result.engines if engine.verdict == "pass"), result.recipe)
-    second = ("why", bad[0], "which input changed since its last run") if bad else ("inspect", some, "what it is")
+    second = ("why", bad[0], "inputs that changed") if bad else ("inspect", some, "inputs, profiles, digest")
     engineworks = _program("engineworks")
     commands = (
-        (f"{engineworks} report {result.recipe} --open", "every figure and check, in the browser"),
+        (f"{engineworks} report {result.recipe} --open", "all metrics and checks"),
         (f"{engineworks} {second[0]} {second[1]}", second[2]),
-        (f"{engineworks} init model.onnx", "a recipe for your own model"),
+        (f"{engineworks} init model.onnx", "a recipe for your model"),
     )
     width = max(len(command) for command, _ in commands)
     say("next:")
     for command, meaning in commands:
-        say(f"  {command:{width}}  {meaning}")
+        say_wrapped(f"  {command:{width}}  {meaning}", " " * 6)
 
 
 def _print_pages(settings: Settings) -> None:

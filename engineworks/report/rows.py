@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engineworks.builds.results import BuildResult, EngineResult
@@ -25,6 +27,9 @@ class EngineColumn:
     brief: bool = True
 
 
+_FIRST_SENTENCE = re.compile(r"(?<=[a-z%\])0-9]\.) (?=[A-Z])")
+
+
 def reasons(engine: EngineResult) -> tuple[str, ...]:
     """The reasons of the verdict: the failed step's message, else every check that did not pass, waived ones last."""
     if engine.failure:
@@ -33,9 +38,24 @@ def reasons(engine: EngineResult) -> tuple[str, ...]:
     return tuple(c.text for c in sorted(open_checks, key=lambda c: bool(c.waived)))
 
 
+def grouped_reasons(engine: EngineResult) -> tuple[str, ...]:
+    """The reasons; what several of them add to their first sentence, such as a disturbance, is said once after them."""
+    parts = [_FIRST_SENTENCE.split(reason, maxsplit=1) for reason in reasons(engine)]
+    counts = Counter(rest[0] for _, *rest in parts if rest)
+    lines = [" ".join((first, *(r for r in rest if counts[r] == 1))) for first, *rest in parts]
+    shared = {r: [first for first, *rest in parts if rest == [r]] for r, count in counts.items() if count > 1}
+    return (*lines, *(_about(firsts, tail) for tail, firsts in shared.items()))
+
+
+def _about(sentences: Sequence[str], tail: str) -> str:
+    """'single: measured again …', if all sentences begin with 'single: '."""
+    subjects = {sentence.partition(": ")[0] if ": " in sentence else "" for sentence in sentences}
+    return tail if len(subjects) > 1 or subjects == {""} else f"{subjects.pop()}: {tail[0].lower()}{tail[1:]}"
+
+
 def why(engine: EngineResult) -> str:
     """All reasons in one cell."""
-    return " ".join(reasons(engine))
+    return " ".join(grouped_reasons(engine))
 
 
 def _metric(engine: EngineResult) -> str:

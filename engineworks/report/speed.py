@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.latency_report import ShapeFigures
@@ -22,6 +22,7 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.figures import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.report.grouping import never_run
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
 
@@ -69,14 +70,14 @@ def _budget(background: Background, shape: str, what: str) -> float | None:
     return budget
 
 
-_NOT_ACROSS_ENGINES = ("p50 at 95 %", "device p99 ms", "with copies p99 ms", "MiB")
+_NOT_ACROSS_ENGINES = ("p50 at 95%", "device p99 ms", "with copies p99 ms", "MiB")
 _COLUMNS = tuple(column for column in LATENCY if column[0] not in _NOT_ACROSS_ENGINES)
 
 
 def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
     columns = [
         Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS),
-        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("warning"),
+        Column("median ±", number=True, hint="half of the median's 95% interval"), Column("warning"),
     ]  # fmt: skip
     rows = []
     for engine in measured:
@@ -162,7 +163,7 @@ def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float |
 
 
 def memory_section(result: BuildResult) -> Section | None:
-    """Sizes of all that were built; what loading and running takes of those that were measured."""
+    """Sizes of all that were built, those of one size that never ran in one row; what loading and running takes."""
     built = [e for e in result.engines if e.sidecar.get("bytes")]
     if not built:
         return None
@@ -176,18 +177,30 @@ def memory_section(result: BuildResult) -> Section | None:
         Column("build s", number=True),
     ]  # fmt: skip
     rows = []
-    for engine in built:
+    for engine, *others in _alike(built):
         latency = engine.latency
         used = [getattr(shapes_of(engine).get(name), "memory_mib", None) for name in names]
         total, peak = latency.memory_total_mib if latency else None, max((m for m in used if m), default=None)
         share = peak / total if peak and total else None
         rows.append([
-            engine_cell(engine.id), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
+            Cell(f"{precision_of(engine.id)} on {1 + len(others)} targets", code=True) if others
+            else engine_cell(engine.id),
+            _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
             number(latency.load_ms if latency else None, 1), *(_bar(m, most, 1) for m in used),
             Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
-            Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
+            Cell("") if others
+            else Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
         ])  # fmt: skip
     return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)), brief="Memory")
+
+
+def _alike(engines: Sequence[EngineResult]) -> list[list[EngineResult]]:
+    """Engines that never ran, together by precision and size as shown; every other engine alone."""
+    groups: dict[object, list[EngineResult]] = {}
+    for e in engines:
+        size = (precision_of(e.id), round(e.sidecar["bytes"] / 2**20, 2))
+        groups.setdefault(size if never_run(e) else e.id, []).append(e)
+    return list(groups.values())
 
 
 def _bar(value: float | None, most: float, digits: int = 2) -> Cell:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engineworks.builds.results import BuildResult
+from engineworks.builds.step_facts import StepFact
 from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Text, blocks_of, number, table
 from engineworks.report.graph import graph_svg
 
@@ -37,11 +40,26 @@ def _table(result: BuildResult) -> Fold | None:
     longest = max(s.seconds for s in result.dag) or 1.0
     columns = [Column("step"), Column("state"), Column("seconds", number=True), Column("why")]
     rows = [
-        [Cell(s.id, code=True),
+        [_names((s, *others)),
          Cell(TITLES.get(s.state, s.state), tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
          number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""),
          Cell(s.reason, tone="muted")]
-        for s in result.dag
+        for s, *others in _grouped(result.dag)
     ]  # fmt: skip
     steps = table(columns, rows)
     return Fold((Cell("every step"),), (steps,)) if steps else None
+
+
+def _grouped(steps: Sequence[StepFact]) -> list[list[StepFact]]:
+    """Steps that nothing was done for, together by kind, state and reason; every other step alone."""
+    groups: dict[object, list[StepFact]] = {}
+    for step in steps:
+        idle = step.state in ("needs another GPU", "not needed")
+        groups.setdefault((step.kind, step.state, step.reason) if idle else step.id, []).append(step)
+    return list(groups.values())
+
+
+def _names(steps: Sequence[StepFact]) -> Cell:
+    if len(steps) == 1:
+        return Cell(steps[0].id, code=True)
+    return Cell(f"{steps[0].kind.replace('_', '-')} of {len(steps)} engines")

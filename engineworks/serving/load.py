@@ -32,7 +32,7 @@ MOST_IN_FLIGHT = 2048
 
 @dataclass(frozen=True)
 class Offer:
-    """What is asked of a model: queries a second for some seconds, and the limit of their 99 % latency in ms."""
+    """What is asked of a model: queries a second for some seconds, and the limit of their 99% latency in ms."""
 
     qps: float
     p99_ms: float

@@ -33,7 +33,7 @@ Reading = Mapping[str, float]
 
 
 def read_metrics(text: str, model: str) -> dict[str, float]:
-    """Return the sum of each metric over its series: of the model's alone where they name models, and of the 99 %
+    """Return the sum of each metric over its series: of the model's alone where they name models, and of the 99%
     quantile alone where they name quantiles."""
     found: dict[str, float] = {}
     for line in text.splitlines():

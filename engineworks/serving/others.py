@@ -33,7 +33,7 @@ class OtherWork:
 
     def complaints(self, readings: Sequence[Reading]) -> list[str]:
         share = _share(readings[0], readings[-1])
-        return [f"other programs took {100 * share:.0f} % of the processor"] if share > MOST_OTHERS else []
+        return [f"other programs took {100 * share:.0f}% of the processor"] if share > MOST_OTHERS else []
 
 
 def _share(first: Reading, last: Reading) -> float:

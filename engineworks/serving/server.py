@@ -24,6 +24,9 @@ from engineworks.serving import guard
 from engineworks.serving.triton_log import last_error
 
 READY_S, STOP_S = 60.0, 15.0
+ENDS_S = 1.0
+"""Seconds between a server's closed connections and its end."""
+
 ATTEMPTS = 3
 """Starts, each on other ports: another program may take a free port before the server does."""
 
@@ -63,8 +66,10 @@ class StartedServer:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def why_ended(self) -> str:
-        """Say in one sentence how the server ended, '' while it runs."""
+    def why_ended(self, wait_s: float = 0.0) -> str:
+        """Say in one sentence how the server ended, '' while it runs. wait_s: for a server that is about to end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(wait_s)
         code = self._popen.poll()
         if code is None:
             return ""
@@ -125,7 +130,7 @@ def started(
         try:
             yield process
         except RunError as error:
-            if ended := process.why_ended():
+            if ended := process.why_ended(ENDS_S):
                 raise RunError(ended, log=process.log) from None
             error.log = error.log or process.log
             raise

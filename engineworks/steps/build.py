@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engineworks.engines.backends import builder
 from engineworks.engines.backends.base import BuildRequest
-from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError
 from engineworks.fingerprint import digest_file
 from engineworks.model.onnx_files import MODEL_FILE
@@ -34,8 +35,7 @@ def run(job: StepJob) -> None:
     )
     report = build.build(request, job.say)
     engine = job.out / report.file
-    job.write_json(
-        SIDECAR_FILE,
+    sidecar = Sidecar.from_json(
         {
             "engine": report.file,
             "sha256": digest_file(engine),
@@ -50,4 +50,6 @@ def run(job: StepJob) -> None:
             "versions": dict(report.versions),
             "details": dict(report.details),
         },
+        f"{job.id}: {Sidecar.FILE}",
     )
+    job.write(sidecar)

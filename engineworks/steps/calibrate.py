@@ -15,6 +15,7 @@ from engineworks.fingerprint import FileDigests, digest_file
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.inputs import InputWatch
 from engineworks.model.calibrate.ranges import Ranges
+from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.model.calibrate.trust import check_pairing, check_samples, digest_model, summary, warnings
 from engineworks.model.lower.double import double_to_float, holds_double
 from engineworks.model.lower.quantize import tensors_to_calibrate
@@ -24,8 +25,6 @@ from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.step_job import StepJob
 
 RANGES_FILE = "ranges.json"
-REPORT_FILE = "report.json"
-"""The quality of the ranges: metrics over all tensors, statistics of the inputs, warnings."""
 
 
 def run(job: StepJob) -> None:
@@ -41,7 +40,8 @@ def run(job: StepJob) -> None:
     for message in messages:
         job.say(f"warning: {message}")
     inputs = {name: statistic.to_json() for name, statistic in statistics.items()}
-    job.write_json(REPORT_FILE, {**summary(ranges), "data": data, "warnings": list(messages), "inputs": inputs})
+    report = {**summary(ranges), "data": data, "warnings": list(messages), "inputs": inputs}
+    job.write(CalibrationReport.from_json(report, f"{job.id}: {CalibrationReport.FILE}"))
 
 
 def _in_float(model: Path, scratch: Path) -> Path:

@@ -23,10 +23,10 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
 from engineworks.measure.accuracy import Array
 from engineworks.measure.champion import Champion, champion_from_json
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
-from engineworks.measure.regression import Comparison, comparison_from_json, confirm
+from engineworks.measure.regression import Comparison, confirm
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
@@ -46,10 +46,14 @@ def run(job: StepJob) -> None:
     report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
     report |= {"confidence": job.params["confidence"], "earlier": job.unkeyed["earlier"]}
     try:
-        job.write_json(CHAMPION_COMPARISON_FILE, report | _compare(job, champion, digest))
+        _write(job, report | _compare(job, champion, digest))
     except ChampionError as error:
         job.say(f"{champion} cannot be run here: {error.message}")
-        job.write_json(CHAMPION_COMPARISON_FILE, report | _history(job, champion, error.message))
+        _write(job, report | _history(job, champion, error.message))
+
+
+def _write(job: StepJob, report: Report) -> None:
+    job.write(ChampionComparison.from_json(report, f"{job.id}: {ChampionComparison.FILE}"))
 
 
 def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
@@ -89,7 +93,7 @@ def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str
 
 
 def _comparisons(attempt: Report) -> dict[str, Comparison]:
-    return {shape: comparison_from_json(c) for shape, c in attempt["shapes"].items()}
+    return {shape: Comparison.from_json(c) for shape, c in attempt["shapes"].items()}
 
 
 def _in_fresh_process(pool: ChildPool, payload: Mapping[str, Any], job: StepJob, seed: int) -> Report:

@@ -226,6 +226,10 @@ def refusals(what: str, *more: type[Exception]) -> Iterator[None]:
         raise TrackingError(f"{what}: {reason_of(error)}") from error
 
 
+SQLALCHEMY_NOTE = "(raised as a result of Query-invoked autoflush"
+"""How SQLAlchemy's message begins where a query had to write first: the cause follows in the next line."""
+
+
 def reason_of(error: BaseException) -> str:
     """Return one line: the system's message where that is the cause (`Connection refused`), else the error's first
     line."""
@@ -234,7 +238,7 @@ def reason_of(error: BaseException) -> str:
         inner = deeper
     if isinstance(inner, OSError) and inner.strerror:
         return f"{inner.strerror}: {inner.filename}" if inner.filename else inner.strerror
-    lines = str(error).strip().splitlines()
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(SQLALCHEMY_NOTE)]
     return lines[0] if lines else type(error).__name__
 
 

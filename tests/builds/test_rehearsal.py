@@ -1,4 +1,4 @@
-"""Two environments in turns, and the page of a scorecard."""
+"""Two environments interleaved, and the page of a scorecard."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_an_engine_beside_itself_is_as_fast_and_a_missing_one_is_a_reason(
     folder = store.require(engine.steps["build"]).path
     measure = plan.steps[engine.steps["measure"]]
     side = (Path(sys.executable), folder)
-    found = two_environments.time_in_turns(engine, measure, store, [side, side], dict(os.environ), max_s=20)
+    found = two_environments.time_interleaved(engine, measure, store, [side, side], dict(os.environ), max_s=20)
     for compared in found.values():
         assert compared.rounds > 0
         assert compared.ratio is not None
         assert 0.5 < compared.ratio < 2
     with pytest.raises(RunError):
-        two_environments.time_in_turns(engine, measure, store, [side, (side[0], folder / "no")], dict(os.environ))
+        two_environments.time_interleaved(engine, measure, store, [side, (side[0], folder / "no")], dict(os.environ))
 
 
 def test_the_page_of_a_scorecard_names_what_is_worse_first() -> None:
@@ -53,5 +53,5 @@ def test_the_page_of_a_scorecard_names_what_is_worse_first() -> None:
     page = render_scorecard(Rehearsal(("onnxruntime==1.30.0",), (worse, same), Path("scorecard.json")))
     assert page.index("tiny/int8/cpu") < page.index("tiny/fp32/cpu")
     assert "1.200 to 1.400" in page
-    assert "in turns, 15 rounds" in page
+    assert "interleaved, 15 rounds" in page
     assert "slower at single: &lt;b&gt;" in page

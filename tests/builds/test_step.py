@@ -21,7 +21,7 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.plan.steps import Step
 from engineworks.store.store import Store
-from tests.typed_reports import accuracy
+from tests.typed_reports import accuracy, sidecar
 
 
 def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **unkeyed: Any) -> Step:
@@ -33,8 +33,9 @@ def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **u
 def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The module of the step is one of the test's own, in the children too."""
     (tmp_path / "fake_step.py").write_text(
+        f"SIDECAR = {json.dumps(sidecar().to_json())!r}"
         """
-import os, sys, time
+import hashlib, os, sys, time
 from pathlib import Path
 from engineworks.errors import FoldError
 
@@ -57,6 +58,9 @@ def main(payload):
     if act == "hang":
         time.sleep(60)
     (out / "half.txt").write_text("whole")
+    if payload["kind"] == "build":
+        (out / "engine.json").write_text(SIDECAR)
+        return {"reports": {"engine.json": hashlib.sha256(SIDECAR.encode()).hexdigest()}}
     return {"reports": {"half.txt": "0" * 64} if act == "forged" else {}}
 """,
         encoding="utf-8",

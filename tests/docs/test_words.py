@@ -15,8 +15,8 @@ PAGES = (
 GENERATED = ("recipe-reference.md", "targets.md")
 """Their words come from the recipe's models and from the backends."""
 
-LONG_SENTENCES = ("choosing-a-precision.md", "gates.md", "page.html.j2")
-"""Pages whose formulas and lists of conditions make long sentences, and the template, which is no prose."""
+LONG_SENTENCES = ("choosing-a-precision.md", "gates.md", "page.html.j2", "scorecard.html.j2")
+"""Pages whose formulas and lists of conditions make long sentences, and the templates, which are no prose."""
 
 MAX_WORDS = 30
 

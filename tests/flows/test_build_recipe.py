@@ -98,7 +98,7 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(built: tuple[Settings,
         assert engine.accuracy.metric is not None
         assert engine.accuracy.metric.kind == "labels"
         assert engine.latency is not None
-        assert engine.latency["shapes"]["one"]["latency_ms_p50"] > 0
+        assert engine.latency.shapes["one"].latency_ms_p50 > 0
     tracking = open_tracking(settings.artifacts, None)
     (parent,) = tracking.find_runs(kind="build")
     assert parent.run_id == result.run
@@ -429,7 +429,7 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
     assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
     assert engine.champion_comparison is not None
-    assert engine.champion_comparison["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
+    assert engine.champion_comparison.attempts[0].rounds[0].blocks["one"][0].ms
     tracking = open_tracking(settings.artifacts, None)
     (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=other.run)
     assert json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))["method"] == "measured"

@@ -118,13 +118,13 @@ def test_engines_are_built_compared_as_served_measured_and_on_record(settings: S
         assert engine.accuracy is not None
         assert engine.accuracy.served is not None
         assert engine.accuracy.served.failures == ()
-        figures: dict[str, Any] = engine.latency["shapes"]["one"] if engine.latency else {}
+        figures: dict[str, Any] = engine.latency.shapes["one"].to_json() if engine.latency else {}
         assert figures["latency_ms_p50"] > 0
         if not ON_CPU:
             assert figures["device_ms_p50"] < 1.1 * figures["latency_ms_p50"]
             assert engine.latency is not None
-            assert engine.latency["facts"]["cuda_graphs"] is True
-            assert set(engine.latency["loads"]) == {"without_cache", "with_cache"}
+            assert engine.latency.facts["cuda_graphs"] is True
+            assert set(engine.latency.loads) == {"without_cache", "with_cache"}
         (child,) = tracking.find_runs(engine=engine.id, parent_run_id=result.run)
         assert json.loads(tracking.read_text(child.run_id, "accuracy.json"))["served"]["failures"] == []
     assert build().steps.run == 0

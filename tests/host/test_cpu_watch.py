@@ -47,9 +47,9 @@ def test_a_quiet_processor_is_no_reason_for_doubt() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"waited_s": 1.2}, "this process waited for it 17 % of its time"),
-        ({"busy_s": 51.6}, "other processes used 30 % of the processors meanwhile"),
-        ({"stolen_s": 0.2}, "the hypervisor gave 10 % of the processors to other machines"),
+        ({"waited_s": 1.2}, "this process waited for it 17% of its time"),
+        ({"busy_s": 51.6}, "other processes used 30% of the processors meanwhile"),
+        ({"stolen_s": 0.2}, "the hypervisor gave 10% of the processors to other machines"),
         ({"throttled_s": 0.05}, "the container's quota stopped this process for 50 ms"),
         ({"overheated": 4}, "the processor was slowed for its temperature"),
         ({"mhz": 2500.0}, "the processor's clock moved between 2500 and 3000 MHz"),

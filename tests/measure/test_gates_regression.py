@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from engineworks.measure.champion import Champion
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Verdict, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.regression import confidence_of
 from engineworks.recipe.performance import Regression
-from tests.typed_reports import accuracy, latency, metric, shape_json
+from tests.typed_reports import accuracy, champion_comparison, latency, metric, shape_json
 
 COMPARE = {"digests": {"evaluation": "e"}, "params": {"samples": {"count": 5}, "labels": "y", "metric": "top1"}}
 CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", accuracy(metric(0.98)), COMPARE)
@@ -20,10 +21,16 @@ LATENCY = Regression(latency=0.05)
 ACCURACY = Regression(accuracy=0.005)
 
 
-def measured(verdict: str, why: str = "", attempts: int = 1, before: int = 0, **changes: Any) -> dict[str, Any]:
+EMPTY = {"seconds": 1.0, "shapes": {}, "rounds": []}
+
+
+def measured(verdict: str, why: str = "", attempts: int = 1, before: int = 0, **changes: Any) -> ChampionComparison:
     shape = {"verdict": verdict, "ratio": 1.012, "interval": [0.996, 1.02], "rounds": 15, "why": why} | changes
-    told = {"earlier": [{}] * before, "confidence": confidence_of(before)}
-    return {"method": "measured", "digest": "new", "shapes": {"one": shape}, "attempts": [{}] * attempts} | told
+    earlier = {"key": "k", "method": "measured", "confidence": 0.99, "shapes": {}}
+    return champion_comparison(
+        shapes={"one": shape}, attempts=[EMPTY] * attempts, earlier=[earlier] * before,
+        confidence=confidence_of(before),
+    )  # fmt: skip
 
 
 def test_nothing_is_checked_that_was_not_asked() -> None:
@@ -37,7 +44,7 @@ def test_the_first_release_has_nothing_to_compare_with() -> None:
 
 
 def test_the_champion_itself_passes_unmeasured() -> None:
-    (check,) = regression_checks(LATENCY, CHAMPION, comparison={"method": "identical"})
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=champion_comparison("identical"))
     assert check.verdict == "pass"
     assert check.message == ("The champion (version 3 of tiny) is this very engine, byte for byte: nothing to measure.")
 
@@ -46,8 +53,8 @@ def test_a_measured_one_says_ratio_interval_and_limit() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass"))
     assert (check.name, check.verdict) == ("regression.latency[one]", "pass")
     assert check.message == (
-        "one: 1.2 % slower than the champion (version 3 of tiny), 99 % interval 0.4 % faster to 2.0 % slower, "
-        "limit 5 % slower (15 rounds side by side)."
+        "one: 1.2% slower than the champion (version 3 of tiny), 99% interval 0.4% faster to 2.0% slower, "
+        "limit 5% slower (15 rounds side by side)."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2))
     assert check.verdict == "fail"
@@ -59,7 +66,7 @@ def test_an_undecided_one_says_why() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=undecided)
     assert check.verdict == "inconclusive"
     assert check.message == (
-        "one: cannot be compared with the champion (version 3 of tiny), limit 5 % slower (0 rounds side by side). "
+        "one: cannot be compared with the champion (version 3 of tiny), limit 5% slower (0 rounds side by side). "
         "Inconclusive: 4 of 9 rounds were disturbed (noise)."
     )
     assert with_checks(Verdict("pass", ()), [check]).verdict == "inconclusive"
@@ -68,13 +75,13 @@ def test_an_undecided_one_says_why() -> None:
 
 def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass", before=1))
-    assert "99.5 % interval" in check.message
+    assert "99.5% interval" in check.message
     assert check.message.endswith(
-        "Compared again: the one before did not decide, so this one needs a confidence of 99.5 %."
+        "Compared again: the one before did not decide, so this one needs a confidence of 99.5%."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2, before=3))
     assert check.message.endswith(
-        "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875 %."
+        "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875%."
     )
 
 
@@ -86,7 +93,7 @@ def test_without_a_report_it_is_unmeasured() -> None:
 
 def test_history_stands_in_and_is_named() -> None:
     history = [["abc", ms] for ms in (1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0)]
-    report = {"method": "history", "why": "it is gone.", "digest": "new", "history": {"one": [*history, ["new", 9.0]]}}
+    report = champion_comparison("history", why="it is gone.", history={"one": [*history, ["new", 9.0]]})
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "pass"
     assert "7 measurements in MLflow" in check.message
@@ -95,7 +102,7 @@ def test_history_stands_in_and_is_named() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=noisy)
     assert check.verdict == "inconclusive"
     assert check.message.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
-    report["history"] = {"one": history[:2]}
+    report = champion_comparison("history", why="it is gone.", history={"one": history[:2]})
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "inconclusive"
     assert check.message.endswith("or release once without performance.regression.")
@@ -104,10 +111,10 @@ def test_history_stands_in_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("value", "word", "part"),
     [
-        (0.98, "pass", "0.98: the same, limit 0.5 % worse"),
-        (0.976, "pass", "0.408 % worse"),
-        (0.97, "fail", "1.02 % worse"),
-        (0.99, "pass", "1.02 % better"),
+        (0.98, "pass", "0.98: the same, limit 0.5% worse"),
+        (0.976, "pass", "0.408% worse"),
+        (0.97, "fail", "1.02% worse"),
+        (0.99, "pass", "1.02% better"),
         (None, "fail", "No metric to compare"),
     ],
 )
@@ -158,4 +165,4 @@ def test_an_unknown_champion_is_no_pass() -> None:
 
 def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
     (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(0.98 * 0.995)), compare=COMPARE)
-    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.message) == ("pass", True)
+    assert (check.verdict, "0.5% worse, limit 0.5% worse" in check.message) == ("pass", True)

@@ -170,7 +170,7 @@ def test_the_estimate_weighs_arithmetic_and_bytes() -> None:
 
 
 def test_on_hopper_int8_is_not_expected_to_be_faster_than_fp16() -> None:
-    """BERT-base in int8 has 61 % of fp16's bytes, and takes 1.08 (batch 1) to 1.64 (batch 32) of its time there."""
+    """BERT-base in int8 has 61% of fp16's bytes, and takes 1.08 (batch 1) to 1.64 (batch 32) of its time there."""
     assert estimate_time({}, ["9.0"], ("int8", "fp16"), 61, 100) > 1.0
     assert estimate_time({}, ["9.0"], ("fp16",), 100, 100) == 1.0
 

@@ -13,7 +13,6 @@ from engineworks.measure.regression import (
     Comparison,
     compare_history,
     compare_rounds,
-    comparison_from_json,
     confidence_of,
     confirm,
     quad_log_ratio,
@@ -125,7 +124,7 @@ def test_a_fail_must_be_seen_twice() -> None:
     assert confirm(fail, other) == other
     assert confirm(passed, None) == passed
     assert confirm(fail, passed).verdict == "inconclusive"
-    assert "found it 5.0 % slower, a second one in a fresh process saw no such thing" in confirm(fail, passed).why
+    assert "found it 5.0% slower, a second one in a fresh process saw no such thing" in confirm(fail, passed).why
     assert confirm(fail, unsure).verdict == "inconclusive"
     assert confirm(passed, passed) == passed
     assert confirm(passed, fail).verdict == "inconclusive"
@@ -154,4 +153,4 @@ def test_history_is_judged_by_its_own_spread() -> None:
 def test_a_comparison_survives_json() -> None:
     for interval in (None, Interval(0.99, 1.01)):
         one = Comparison("inconclusive", 1.0, interval, 3, "why")
-        assert comparison_from_json(one.to_json()) == one
+        assert Comparison.from_json(one.to_json()) == one

@@ -32,7 +32,7 @@ def test_70_percent_of_the_memory_is_the_most() -> None:
     assert recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 + 0.01).batch == 32
     found = recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 - 0.01)
     assert found.batch == 16
-    assert "32 takes 800 MiB, over 70 % of the device's 1,143 MiB" in found.message
+    assert "32 takes 800 MiB, over 70% of the device's 1,143 MiB" in found.message
 
 
 def test_memory_that_is_not_known_is_not_judged_and_said() -> None:

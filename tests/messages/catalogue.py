@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ def written(path: str, text: str | bytes) -> Callable[[], object]:
     return lambda: (Path(path).parent.mkdir(parents=True, exist_ok=True), Path(path).write_bytes(data))
 
 
+def linked(path: str, target: str) -> Callable[[], object]:
+    return lambda: Path(path).symlink_to(target)
+
+
 def decoder(decoders: Mapping[str, Any], edit: Edit) -> Callable[[], object]:
     """Lay out what the recipes of decoders name beside the recipe, and write that with one edit."""
 
@@ -81,6 +86,10 @@ ZEROS = np.zeros((24, 1, 4, 4), np.float32)
 FILE_CASES = (
     Case("no such recipe", ("validate", "recipes/none.yaml")),
     Case("a folder for a recipe", ("validate", "recipes")),
+    Case("a named pipe for a recipe", ("validate", "recipes/pipe.yaml"), lambda: os.mkfifo("recipes/pipe.yaml")),
+    Case("a device for a recipe", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/dev/zero")),
+    Case("a link out of the repository", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/etc/passwd")),
+    Case("a loop of links", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "link.yaml")),
     Case("an empty recipe", VALIDATE, written("recipes/tiny.yaml", "")),
     Case("a recipe that is a list", VALIDATE, written("recipes/tiny.yaml", "- recipe: tiny\n")),
     Case("YAML that does not parse", VALIDATE, written("recipes/tiny.yaml", "recipe: [tiny\nmodel: {")),
@@ -168,6 +177,8 @@ COMMAND_CASES = (
          environment={"ENGINEWORKS_TRITON": "http://127.0.0.1:none"}),
     Case("serve champions beside themselves", ("serve", "recipes/tiny.yaml", "--shadow", "--champions")),
     Case("serve requests without a shadow", ("serve", "recipes/tiny.yaml", "--requests", "r.jsonl")),
+    Case("serve with a budget of what is not together", ("serve", "recipes/tiny.yaml", "--memory-mib", "100")),
+    Case("serve a shadow together", ("serve", "recipes/tiny.yaml", "--shadow", "--together")),
     Case("serve a shadow on a running server", ("serve", "recipes/tiny.yaml", "--shadow"),
          environment={"ENGINEWORKS_TRITON": "http://127.0.0.1:8000"}),
     Case("serve recorded requests that are none",

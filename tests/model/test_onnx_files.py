@@ -242,3 +242,14 @@ def test_every_model_that_is_made_names_its_ir_version() -> None:
                     if "ir_version" not in {keyword.arg for keyword in node.keywords}:
                         unnamed.append(f"{path}:{node.lineno}")
     assert (unnamed, named > 20) == ([], True)
+
+
+def test_weights_go_beside_a_small_model_where_asked(tmp_path):
+    model = load_model(Path("recipes/models/tiny-decoder/model.onnx"))
+    save_model(model, tmp_path / "model.onnx", beside=True)
+    assert (tmp_path / "model.onnx").stat().st_size < (tmp_path / "model.onnx.data").stat().st_size
+    again = load_model(tmp_path / "model.onnx")
+    assert all(
+        (numpy_helper.to_array(a) == numpy_helper.to_array(b)).all()
+        for a, b in zip(model.graph.initializer, again.graph.initializer, strict=True)
+    )

@@ -24,7 +24,7 @@ from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking
-from tests.typed_reports import accuracy
+from tests.typed_reports import accuracy, comparison_json
 
 ENGINE = "tiny/int8/cpu"
 REGRESSION = "  regression: {latency: 5%, accuracy: 0.5%}\n"
@@ -191,7 +191,9 @@ def planned(repository: Path, champions: Champions, store: Store) -> Plan:
 def publish(store: Store, plan: Plan, report: dict[str, Any]) -> str:
     key = next(e for e in plan.engines if e.id == ENGINE).steps["compare_champion"]
     with store.writing(key, plan.steps[key].document, "compare_champion") as writing:
-        (writing.folder / "champion_comparison.json").write_text(json.dumps(report), encoding="utf-8")
+        (writing.folder / "champion_comparison.json").write_text(
+            json.dumps(comparison_json(**report)), encoding="utf-8"
+        )
     return key
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.errors import RecipeError
+from engineworks.errors import RecipeError, SamplesError
 from engineworks.fingerprint import FileDigests
 from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.datasets.decoder_text import read_texts
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
 
@@ -162,3 +163,29 @@ def test_more_streams_build_another_engine_and_keep_the_model(folder):
     ]
     ids = [{s.id for k, s in p.steps.items() if k not in q.steps} for p, q in (plans, plans[::-1])]
     assert all({i.split("/")[-1] for i in side} == {"build", "compare", "measure"} for side in ids)
+
+
+def test_a_model_that_brings_no_tokenizer_is_told_to_name_one(folder):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    with pytest.raises(RecipeError, match="the model brings no tokenizer"):
+        load(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
+    params = dict(load(folder).files.evaluation.preparation.params)
+    assert read_texts(folder / "text.txt", folder, params).texts
+    with pytest.raises(SamplesError, match="the model's vocabulary has 16"):
+        read_texts(folder / "text.txt", folder, params | {"vocabulary": 16})
+
+
+def test_the_same_recipe_has_no_step_to_run_again(folder):
+    store = Store(folder / "store")
+    first = plan_recipe(load(folder), store, FileDigests(None))
+    for key, step in first.steps.items():
+        with store.writing(key, step.document, step.id) as writing:
+            (writing.folder / "made").write_text("")
+    again = plan_recipe(load(folder), store, FileDigests(None))
+    assert {step.state for step in first.steps.values()} == {"to do"}
+    assert again.steps.keys() == first.steps.keys()
+    assert {step.state for step in again.steps.values()} == {"cached"}

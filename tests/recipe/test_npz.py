@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engineworks.errors import SamplesError
-from engineworks.recipe.npz import NpzReader, RowReader, read_arrays, read_headers
+from engineworks.recipe.npz import ArrayHeader, NpzReader, RowReader, read_arrays, read_headers
 from engineworks.recipe.samples import open_samples
 from engineworks.tensors import TensorSpec
 
@@ -124,3 +124,13 @@ def test_nothing_else_in_the_product_reads_npz_files() -> None:
     # Writers open an archive with mode "w" only; bundles hold scripts that run without this package, one array at a time.
     left_out = ("recipe/datasets/rows.py", "steps/blame/bundle.py")
     assert [place for place in found if not place.partition("/")[2].startswith(left_out)] == []
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u2", "?", ">f4", "U3", "c8"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3, 4)])
+def test_headers_are_those_that_numpy_reads(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.zeros(shape, dtype)
+    np.savez(tmp_path / "a.npz", x=array, t=np.zeros((4, 3), dtype).T)
+    header = read_headers(tmp_path / "a.npz")
+    assert header["x"] == ArrayHeader(array.dtype.name, array.dtype.itemsize, shape, fortran=False)
+    assert header["t"] == ArrayHeader(array.dtype.name, array.dtype.itemsize, (3, 4), fortran=True)

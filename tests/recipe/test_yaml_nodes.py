@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from engineworks.errors import RecipeError
+from engineworks.recipe import yaml_nodes
 from engineworks.recipe.yaml_nodes import merge, parse_yaml, read_yaml
 
 WRONG = {
@@ -32,6 +34,10 @@ WRONG = {
     "control character": ("a: 1\nb: \x07\n", "r.yaml:2:1: holds a character that YAML does not allow"),
     "itself": ("a: &a [*a]", "aliases expand to more than 10,000 values"),
     "list as key": ("? [a]\n: 1", "r.yaml:1:3: a key must be a word"),
+    "deep blocks": (
+        "".join(f"{' ' * i}a:\n" for i in range(200)),
+        "r.yaml: lists or mappings are nested more than 100",
+    ),
     "deep": ("a: " + "[" * 3000, "r.yaml: lists or mappings are nested more than 100 deep"),
 }
 
@@ -87,3 +93,23 @@ def test_merging_keeps_the_place_of_each_value() -> None:
     assert merged.plain() == {"a": {"b": 1, "c": 3}, "d": [1, 2]}
     assert merged.at(("a", "b")).place.file == "over.yaml"
     assert merged.at(("a", "c")).place.file == "under.yaml"
+
+
+ODD = (
+    "a: {b: , c: d}", "a: x\x85b: y", "%YAML 1.1\n---\na: yes", "a: {b: m:f, http://x: y}", "a: [b?c, d:e]", "a:\nb: ~", "a:\n  -\n  - b", "a: [b, ~]", "a: #x\nb: \"\"\nc: !!null",
+    "a: |\n  t\n  u\nb: 0x1f", "é: {ü: \U0001f600, d: e}", "a: 012\nb: 1_000\nc: 1e3", "? a\n: b", "a: &x 1\nb: *x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*ODD, *(p.read_text() for p in Path("recipes").glob("*.yaml"))], ids=repr)
+def test_libyaml_reads_what_the_python_parser_reads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> object:
+        yaml_nodes._compose.cache_clear()
+        try:
+            return parse_yaml(text, "r.yaml")
+        except RecipeError as error:
+            return str(error)
+
+    fast = read()
+    monkeypatch.setattr(yaml_nodes, "_SLOW", re.compile(""))
+    assert fast == read()

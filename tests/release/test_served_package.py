@@ -100,14 +100,16 @@ def test_the_command_serves_what_was_built_and_leaves_nothing(
 def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
     built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
 ) -> None:
-    from engineworks.commands.serve import _payloads
+    from engineworks.commands.serve_jobs import job_of
     from engineworks.steps.step_job import StepJob
     from engineworks.store.open import open_store
 
     monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
     engine = built.engine("tiny/int8/cpu")
     packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
-    (payload,) = _payloads(built.plan, [packaged], open_store(built.settings), {})
+    payload = job_of(built.plan, open_store(built.settings), packaged, "serve")
+    payload["inputs"]["build"] = str(engine.path.parent)
+    payload["unkeyed"]["passport"] = str(engine.passport)
     job = StepJob(
         payload["id"], payload["params"], {r: Path(p) for r, p in payload["inputs"].items()}, payload["unkeyed"],
         tmp_path, lambda _: None,
@@ -152,6 +154,20 @@ def test_a_candidate_is_served_beside_the_champion(
     }  # fmt: skip
     assert engine["report"]["answers"]["recorded"]["requests"] == 1
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
+
+
+def test_two_engines_are_served_together(
+    built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: InstalledServer
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    command = ["serve", "recipes/tiny.yaml", "--together", "--seconds", "1", "--json"]
+    assert _run([*command, "--memory-mib", "1"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["engines"]
+    assert found["report"]["models"].keys() == {"tiny-fp32-cpu", "tiny-int8-cpu"}
+    assert {c["name"]: c["verdict"] for c in found["checks"]} == {
+        "together.memory": "fail", "together.p99[tiny-fp32-cpu]": "pass", "together.p99[tiny-int8-cpu]": "pass",
+    }  # fmt: skip
+    assert all(one["memory_mib"] > 10 for one in found["report"]["models"].values())
 
 
 def test_without_a_server_the_command_says_what_to_do(

@@ -11,9 +11,9 @@ from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.measure.gates.gates import Check
 from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
-from tests.typed_reports import accuracy
+from tests.typed_reports import accuracy, champion_comparison
 
-COMPARISON = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
+COMPARISON = champion_comparison("history", why="gone", history={"one": [["d", 1.0]]})
 ENGINE = EngineResult(
     "r/int8/cpu", "pass", (Check("cosine[y]", "pass", "Good."),), accuracy=accuracy(),
     champion_comparison=COMPARISON,
@@ -27,7 +27,7 @@ def test_every_report_is_in_the_page_with_its_samples() -> None:
     assert found == {
         "r-int8-cpu-checks.json.gz": [c.to_json() for c in ENGINE.checks],
         "r-int8-cpu-accuracy.json.gz": accuracy().to_json(),
-        "r-int8-cpu-champion_comparison.json.gz": COMPARISON,
+        "r-int8-cpu-champion_comparison.json.gz": COMPARISON.to_json(),
     }
 
 

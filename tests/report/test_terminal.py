@@ -15,6 +15,7 @@ from engineworks.report.answer import may_ship
 from engineworks.report.counting import many
 from engineworks.report.progress_text import Clock, time_words
 from engineworks.report.results_text import print_results
+from engineworks.report.rows import grouped_reasons
 from engineworks.report.terminal import fitting
 from engineworks.settings import read_settings
 from tests.typed_reports import accuracy, latency, metric, shape_json
@@ -67,7 +68,7 @@ def test_a_build_of_many_engines_fits_a_screen_and_says_the_verdict_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Ship classifier? In part: fp32/cpu, fp16/cpu passed; int8/cpu failed")
     assert len(lines) <= 24
-    assert all(len(line) <= columns for line in lines if not line.startswith("  ."))
+    assert all(len(line) <= columns for line in lines if not line.startswith("report: "))
     text = "\n".join(lines)
     heading = next(i for i, line in enumerate(lines) if line.startswith(" engine"))
     table = [line.split() for line in lines[heading:]]
@@ -122,6 +123,20 @@ def test_a_pass_by_a_waiver_is_named_as_such() -> None:
     assert "1 engine passed (1 with a waiver)" in may_ship(build(waived)).message
 
 
+def test_what_several_reasons_add_is_said_once() -> None:
+    disturbed = "Not to be trusted: other work had the processor. The next build measures again."
+    checks = (
+        Check("p50_ms[one]", "fail", f"one: median latency is 2 ms, budget at most 1 ms. {disturbed}"),
+        Check("p99_ms[one]", "fail", f"one: 99% latency is 3 ms, budget at most 1 ms. {disturbed}"),
+        Check("cosine[y]", "fail", "y: cosine is 0.9, limit 0.99. Worst sample: 3."),
+    )
+    assert grouped_reasons(measured("int8", *checks)) == (
+        "one: median latency is 2 ms, budget at most 1 ms.", "one: 99% latency is 3 ms, budget at most 1 ms.",
+        "y: cosine is 0.9, limit 0.99. Worst sample: 3.",
+        "one: not to be trusted: other work had the processor. The next build measures again.",
+    )  # fmt: skip
+
+
 def test_columns_are_left_out_in_their_order_and_never_the_verdict() -> None:
     headings, row = ("engine", "verdict", "metric", "MiB", "blank"), ("e" * 30, "pass", "0.5", "1", "")
     assert fitting(headings, [row], ("MiB", "metric"), 200) == (0, 1, 2, 3)
@@ -150,7 +165,7 @@ class Noted:
 
 def test_long_steps_tell_the_time_that_is_left() -> None:
     class Step:
-        id, key = "r/int8/calibrate", "k"
+        id, key, kind = "r/int8/calibrate", "k", "calibrate"
 
     noted, now = Noted(), [0.0]
     clock = Clock(noted, lambda _: 30.0, now=lambda: now[0])  # type: ignore[arg-type]
@@ -161,8 +176,14 @@ def test_long_steps_tell_the_time_that_is_left() -> None:
     clock.finished(Step(), 12.0)  # type: ignore[arg-type]
     clock.tick()
     assert noted.ticks == [("r/int8/calibrate", 12.0, 30.0)]
+    other = Clock(noted, lambda _: None, now=lambda: now[0])  # type: ignore[arg-type]
+    other.finished(Step(), 20.0)  # type: ignore[arg-type]
+    other.started(Step())  # type: ignore[arg-type]
+    now[0] += 6
+    other.tick()
+    assert noted.ticks[-1] == ("r/int8/calibrate", 6.0, 20.0), "a step of the same kind took 20 s in this build"
     assert time_words(12.0, 30.0) == "12 s so far, about 18 s left"
-    assert time_words(40.0, 30.0) == "40 s so far, 30 s the last time"
+    assert time_words(40.0, 30.0) == "40 s so far, 30 s expected"
     assert time_words(12.0, None) == "12 s so far"
 
 

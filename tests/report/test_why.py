@@ -77,8 +77,8 @@ def latency(p50: float, low: float, high: float, **more: Any) -> Latency:
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        (latency(2.0, 1.9, 2.1), "100.0% slower: the 95 % intervals do not meet"),
-        (latency(1.05, 0.95, 1.1), "no difference: the 95 % intervals overlap"),
+        (latency(2.0, 1.9, 2.1), "100.0% slower: the 95% intervals do not meet"),
+        (latency(1.05, 0.95, 1.1), "no difference: the 95% intervals overlap"),
         (latency(2.0, 1.9, 2.1, complaints=["hot"]), "something was wrong with the device"),
     ],
 )

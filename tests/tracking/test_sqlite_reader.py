@@ -51,7 +51,7 @@ def client(artifacts: Path) -> Connection:
                 f"r/{precision}/cpu", {KIND: "engine", RECIPE: "r", PARENT: build, ENGINE: f"r/{precision}/cpu"}, 101.0
             )
             metrics = {"p50": 0.1 * number, "cosine/out": -1.0, "large": 1e300}
-            tags = {STORE_KEYS: '["k"]', "quote": "it's 100 %"}
+            tags = {STORE_KEYS: '["k"]', "quote": "it's 100%"}
             link.log(engine, Batch({"precision": precision, "empty": ""}, metrics, tags, {}), {"a/b.json": "{}"}, {})
             link.end_run(engine, "FINISHED")
         link.end_run(build, "FAILED" if number == 0 else "FINISHED")
@@ -90,7 +90,7 @@ QUERIES = {
     "all": RunQuery(),
     "builds": RunQuery({KIND: "build"}),
     "two tags": RunQuery({KIND: "engine", ENGINE: "r/int8/cpu"}),
-    "a quote": RunQuery({"quote": "it's 100 %"}),
+    "a quote": RunQuery({"quote": "it's 100%"}),
     "none": RunQuery({RECIPE: "R"}),
     "status": RunQuery({KIND: "build"}, status="FINISHED"),
     "since": RunQuery(since=101.0),

@@ -37,21 +37,21 @@ def _head(draft: Draft) -> Iterator[str]:
         yield "# Not translated:"
         yield from (f"#   {line}" for line in draft.wishes.dropped)
     yield f"recipe: {draft.name}"
-    yield f"description: {_text(draft.description)}"
-    yield "owner: ''" + _note(len("owner: ''"), "who answers for it, e.g. vision@example.com")
+    yield f"description: {quoted(draft.description)}"
+    yield "owner: ''" + note(len("owner: ''"), "who answers for it, e.g. vision@example.com")
     yield "model:"
     yield f"  source: {{{draft.source}}}"
 
 
 def _tensors(draft: Draft) -> Iterator[str]:
-    yield "inputs:" + _note(len("inputs:"), "dims are lengths, or names for what varies")
+    yield "inputs:" + note(len("inputs:"), "dims are lengths, or names for what varies")
     for spec in draft.inputs:
         within = draft.ranges.get(spec.name)
-        line = f"  {_text(spec.name)}: {{dtype: {spec.dtype}, shape: {_shape(spec.shape)}"
+        line = f"  {quoted(spec.name)}: {{dtype: {spec.dtype}, shape: {_shape(spec.shape)}"
         line += f", range: {_range(within, spec.dtype)}}}" if within else "}"
-        yield line + (_note(len(line), f"range: {GUESS}, [least, largest] value") if within else "")
+        yield line + (note(len(line), f"range: {GUESS}, [least, largest] value") if within else "")
     yield "outputs:"
-    yield from (f"  {_text(name)}: {_shape(shape)}" for name, shape in draft.outputs.items())
+    yield from (f"  {quoted(name)}: {_shape(shape)}" for name, shape in draft.outputs.items())
 
 
 def _shapes(draft: Draft) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _shapes(draft: Draft) -> Iterator[str]:
     yield "  default:"
     for dim, triple in draft.shapes.items():
         line = f"    {dim}: [{', '.join(map(str, triple))}]"
-        yield line + _note(len(line), draft.why_shapes.get(dim, GUESS))
+        yield line + note(len(line), draft.why_shapes.get(dim, GUESS))
 
 
 def _rest(draft: Draft) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _rest(draft: Draft) -> Iterator[str]:
         yield f"  calibration: {_data(draft.calibration)}"
     yield f"  evaluation: {_data(draft.evaluation)}"
     line = f"targets: [{', '.join(draft.targets)}]"
-    yield line + _note(len(line), draft.target_note)
+    yield line + note(len(line), draft.target_note)
     yield from _accuracy(draft)
     yield from _performance(draft)
 
@@ -86,10 +86,10 @@ def _accuracy(draft: Draft) -> Iterator[str]:
     yield "accuracy:"
     if draft.metric:
         line = f"  metric: {draft.metric}"
-        yield line + _note(len(line), f"{GUESS}: the labels are whole numbers, one per sample")
+        yield line + note(len(line), f"{GUESS}: the labels are whole numbers, one per sample")
     else:
         yield "  # No labels, so no task metric: engines are compared with fp32 in ONNX Runtime. Else: metric: top1"
-    yield "  limits:" + _note(len("  limits:"), f"cosine similarity to the reference: {GUESS}")
+    yield "  limits:" + note(len("  limits:"), f"cosine similarity to the reference: {GUESS}")
     for precision in draft.precisions:
         limits = f"cosine: {COSINE.get(precision, 0.99)}"
         if draft.metric:
@@ -100,7 +100,7 @@ def _accuracy(draft: Draft) -> Iterator[str]:
 
 def _performance(draft: Draft) -> Iterator[str]:
     yield "performance:"
-    yield "  at:" + _note(len("  at:"), "shapes to measure; limits: budget: {typical: {p99_ms: 5}}")
+    yield "  at:" + note(len("  at:"), "shapes to measure; limits: budget: {typical: {p99_ms: 5}}")
     yield f"    typical: {_at(draft, 1)}"
     batch = next((d for d in draft.shapes if d == draft.inputs[0].shape[0]), None)
     if batch and draft.shapes[batch][2] > draft.shapes[batch][1]:
@@ -128,17 +128,18 @@ def _stands_in(draft: Draft) -> bool:
 
 
 def _data(data: DataFile) -> str:
-    parts = [f"{data.kind}: {_text(data.file)}"]
+    parts = [f"{data.kind}: {quoted(data.file)}"]
     if data.columns:
-        parts.append(f"columns: [{', '.join(map(_text, data.columns))}]")
+        parts.append(f"columns: [{', '.join(map(quoted, data.columns))}]")
     if data.names:
-        parts.append("names: {" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in data.names.items()) + "}")
+        parts.append("names: {" + ", ".join(f"{quoted(k)}: {quoted(v)}" for k, v in data.names.items()) + "}")
     if data.labels:
-        parts.append(f"labels: {_text(data.labels)}")
+        parts.append(f"labels: {quoted(data.labels)}")
     return "{" + ", ".join(parts) + "}"
 
 
-def _note(column: int, text: str) -> str:
+def note(column: int, text: str) -> str:
+    """Return a comment for a line of so many characters, '' without a text."""
     if not text:
         return ""
     return " " * max(2, _COMMENT_COLUMN - column) + f"# {text}"
@@ -156,10 +157,10 @@ def _range(within: Range, dtype: str) -> str:
     return "[" + ", ".join(f"{n:g}" if dtype.startswith("float") else str(int(n)) for n in within) + "]"
 
 
-def _text(value: str) -> str:
+def quoted(value: str) -> str:
     """Return a YAML scalar: plain if unambiguous, else quoted as JSON, which is YAML."""
     plain = _PLAIN.match(value) and value.lower() not in _WORDS
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-__all__ = ["COSINE", "GUESS", "render"]
+__all__ = ["COSINE", "GUESS", "note", "quoted", "render"]

@@ -8,6 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engineworks.commands.init.decoder import (
+    FoundDecoder,
+    decoder_in_folder,
+    decoder_in_onnx,
+    decoder_recipe,
+    is_text,
+)
 from engineworks.commands.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
 from engineworks.commands.init.draft import DataFile, Draft, ModelFacts, Range, Wishes
 from engineworks.commands.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
@@ -17,6 +24,7 @@ from engineworks.commands.init.trials import Trials, count_not_finite, try_lengt
 from engineworks.commands.init.values import write_stand_in
 from engineworks.errors import InputError, StepError
 from engineworks.recipe.batch import batch_dim
+from engineworks.recipe.datasets.decoder_text import PLAIN
 from engineworks.recipe.datasets.pictures import BY_FOLDER
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
@@ -50,7 +58,15 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
     _check_wishes(wishes, out, settings)
     notes: list[str] = []
     files: list[Path] = []
+    folder = Path(wishes.model).expanduser()
+    if is_text(wishes.evaluation) and (found := decoder_in_folder(folder)):
+        source = f"huggingface: {_quoted(_relative(folder.resolve(), out))}"
+        return _decoder(wishes, out, source, found, settings, files, notes)
     source, facts, model = _source(wishes, out, settings, files, notes)
+    if model and (found := decoder_in_onnx(facts.inputs, facts.outputs)):
+        if is_text(wishes.evaluation):
+            return _decoder(wishes, out, source, found, settings, files, notes)
+        notes.append("the model has a KV cache: with --evaluation FILE.txt its recipe generates text")
     draft, ranges, made = _draft(wishes, out, source, facts, model, notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     for data, seed in made:
@@ -63,6 +79,22 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
     if model and made:
         _say_not_finite(model, loaded, notes)
     return Written(out, (out, *files), tuple(notes), loaded)
+
+
+def _decoder(
+    wishes: Wishes, out: Path, source: str, found: FoundDecoder, settings: Settings, files: list[Path], notes: list[str]
+) -> Written:
+    """Write the recipe of a decoder language model."""
+    path = Path(str(wishes.evaluation)).expanduser().resolve()
+    columns = () if path.suffix == PLAIN else match_texts(path, _relative(path, out), None).file.columns
+    name, precisions = Path(wishes.model).name, wishes.precisions or ("fp32", "int4_weights")
+    text = decoder_recipe(
+        recipe_name(wishes.name or Path(name).stem), f"{name}, a decoder language model", source, found,
+        _relative(path, out), columns, precisions,
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    return Written(out, (out, *files), tuple(notes), load_recipe(out, data_roots=settings.data_roots))
 
 
 def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:

@@ -67,6 +67,29 @@ class DecoderSession(Protocol):
     def close(self) -> None: ...
 
 
+class PromptRunner(Protocol):
+    """What is timed of a decoder, an engine or a peer: prompts of all streams at once, all of one length, and steps."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks on how it runs, one sentence each."""
+        ...
+
+    def reset(self, streams: Sequence[int] | None = None) -> None:
+        """Empty all caches."""
+        ...
+
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        """Append tokens [n] to each stream. Returns the logits after each stream's last token: f32 [vocabulary]."""
+        ...
+
+    def next_step(self, tokens: Tokens) -> None:
+        """Append one token to every stream, tokens: [streams]; wait until it is done."""
+        ...
+
+    def close(self) -> None: ...
+
+
 def check_tokens(interface: DecoderInterface, lengths: Sequence[int], tokens: Mapping[int, Tokens]) -> None:
     """Raises `RunError` for a stream that does not exist, no tokens, too many, or ids beyond the vocabulary."""
     for stream, new in tokens.items():

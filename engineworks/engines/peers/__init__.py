@@ -18,6 +18,7 @@ PEERS: Mapping[str, str] = {
     "pytorch": "engineworks.engines.peers.pytorch",
     "ort-cpu": "engineworks.engines.peers.ort_cpu",
     "ort-cuda": "engineworks.engines.peers.ort_cuda",
+    "genai": "engineworks.engines.peers.genai",
 }
 
 

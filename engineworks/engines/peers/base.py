@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from engineworks.engines.backends.base import DeviceWatch, MemoryMeter, Session
 from engineworks.model.export.interface import Interface
 
 if TYPE_CHECKING:
     import torch
+
+    from engineworks.engines.decoder.base import PromptRunner
 
 
 @dataclass(frozen=True)
@@ -82,4 +84,13 @@ class Peer(Protocol):
 
     def load(self, model: PeerModel) -> Session:
         """Return a session. Raises `RunError`, `ModelError` or `ExportError` with one clear message."""
+        ...
+
+
+@runtime_checkable
+class GeneratingPeer(Peer, Protocol):
+    """A peer that generates text with a decoder as well."""
+
+    def load_decoder(self, model: PeerModel, streams: int) -> PromptRunner:
+        """Return a decoder for so many streams. Raises as `load`."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from engineworks.errors import RunError
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._ort_session import OrtSession
+    from engineworks.engines.decoder.base import DecoderSession
 
 TITLE = "ONNX Runtime, CPU"
 FROM_SOURCE = False
@@ -52,3 +54,14 @@ def load(model: PeerModel) -> OrtSession:
     if model.onnx is None:
         raise RunError(f"{TITLE}: there is no ONNX file")
     return backend.load(model.onnx, {})
+
+
+def load_decoder(model: PeerModel, streams: int) -> DecoderSession:
+    """Load the decoder's graph of standard operators, with its cache in place if it has that form."""
+    from engineworks.engines.decoder.open import open_onnx_decoder
+    from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface
+
+    if model.onnx is None:
+        raise RunError(f"{TITLE}: there is no ONNX file")
+    written = (model.onnx.parent / DECODER_FILE).read_text(encoding="utf-8")
+    return open_onnx_decoder(model.onnx, DecoderInterface.from_json(json.loads(written)), streams, {})

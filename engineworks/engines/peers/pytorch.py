@@ -19,6 +19,7 @@ from engineworks.host.packages import installed_versions
 if TYPE_CHECKING:
     import torch
 
+    from engineworks.engines.peers._torch_decoder import TorchDecoder
     from engineworks.engines.peers._torch_session import TorchSession
 
 TITLE = "PyTorch eager"
@@ -94,6 +95,21 @@ def load(model: PeerModel) -> TorchSession:
     except RuntimeError as error:
         raise RunError(f"PyTorch cannot hold the model on {device}: {str(error).splitlines()[0]}") from None
     return TorchSession(module, origin.interface, device=device, half=half, facts=_facts(module, device))
+
+
+def load_decoder(model: PeerModel, streams: int) -> TorchDecoder:
+    """Load transformers' own model with eager attention and its own cache. Raises as `load`."""
+    from engineworks.engines.peers._torch_decoder import TorchDecoder
+    from engineworks.model.decoder import from_huggingface
+    from engineworks.model.export.from_huggingface import find_folder
+
+    del streams  # its cache takes any number
+    if model.origin is None:
+        raise RunError(f"{TITLE}: there is no module to run")
+    module = from_huggingface.load_decoder(find_folder(str(model.origin.path), model.origin.folder))
+    device = _device()
+    _set_up(device)
+    return TorchDecoder((module.half() if model.precision == "fp16" else module).to(device), device)
 
 
 def _module(origin: Origin) -> torch.nn.Module:

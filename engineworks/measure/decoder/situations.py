@@ -11,10 +11,15 @@ H200.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from engineworks.host.packages import LazyModule
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = LazyModule("numpy")
 
 from engineworks.measure.decoder.report import Difference, Refusal, Situation
 from engineworks.measure.served_checks import MOVED

@@ -4,7 +4,7 @@
     perplexity = exp(mean nll)                           (Jelinek et al., 1977)
     ratio      = reference's perplexity / engine's = exp(mean(nll_reference − nll_engine))
 
-The ratio's interval is Student's, 95 %, of the mean over blocks of BLOCK neighbouring tokens: those of one sentence are
+The ratio's interval is Student's, 95%, of the mean over blocks of BLOCK neighbouring tokens: those of one sentence are
 not independent.
 """
 
@@ -13,15 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engineworks.host.packages import LazyModule
 from engineworks.measure.accuracy_report import MetricFigures
 from engineworks.measure.decoder.report import Continuation
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+else:
+    np = LazyModule("numpy")
 
 BLOCK = 16
 LEAST_BLOCKS = 4
@@ -50,7 +54,7 @@ def token_figures(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenFigur
 
 @dataclass(frozen=True)
 class TextFigures:
-    """All texts. perplexity of the engine and the reference, their ratio with its 95 % interval (None with too few
+    """All texts. perplexity of the engine and the reference, their ratio with its 95% interval (None with too few
     tokens), the share of positions with the same most probable token, and the number of tokens predicted."""
 
     engine: float

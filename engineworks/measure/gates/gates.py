@@ -195,7 +195,7 @@ def _perplexity_check(field: str, metric: MetricFigures, limit: Any, good: bool,
         return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
     verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
     low, high = metric.interval or (None, None)
-    known = f", 95 % interval {figure(low)} to {figure(high)}" if low is not None else ""
+    known = f", 95% interval {figure(low)} to {figure(high)}" if low is not None else ""
     message += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
     return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
 
@@ -293,8 +293,8 @@ _OF_THE_ENGINE = ("load_ms", "engine_mib")
 
 _BUDGETS = {
     "p50_ms": ("median latency", "latency_ms_p50", "ms"),
-    "p90_ms": ("90 % latency", "latency_ms_p90", "ms"),
-    "p99_ms": ("99 % latency", "latency_ms_p99", "ms"),
+    "p90_ms": ("90% latency", "latency_ms_p90", "ms"),
+    "p99_ms": ("99% latency", "latency_ms_p99", "ms"),
     "throughput_per_s": ("throughput", "throughput_per_s", "samples/s"),
     "memory_mib": ("memory", "memory_mib", "MiB"),
     "load_ms": ("load time", "load_ms", "ms"),

@@ -8,9 +8,10 @@ from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.latency_report import Latency
-from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
+from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history
 from engineworks.measure.statistics import reaches
 from engineworks.recipe.performance import Regression
 
@@ -21,7 +22,7 @@ def regression_checks(
     regression: Regression | None,
     champion: Champion | None,
     *,
-    comparison: Report | None = None,
+    comparison: ChampionComparison | None = None,
     latency: Latency | None = None,
     accuracy: Accuracy | None = None,
     compare: Report | None = None,
@@ -55,31 +56,33 @@ def regression_checks(
 
 
 def _latency_checks(
-    limit: float, champion: Champion, comparison: Report | None, latency: Latency | None, unmeasured_because: str
-) -> Iterator[Check]:
+    limit: float,
+    champion: Champion,
+    comparison: ChampionComparison | None,
+    latency: Latency | None,
+    unmeasured_because: str,
+) -> Iterator[Check]:  # fmt: skip
     name = "regression.latency"
     if comparison is None:
         why = unmeasured_because or "there is no report"
         yield Check(name, "unmeasured", f"Not measured against {champion}: {why}.")
-    elif comparison["method"] == "identical":
+    elif comparison.method == "identical":
         yield Check(name, "pass", f"{_begin(champion)} is this very engine, byte for byte: nothing to measure.")
-    elif comparison["method"] == "history":
-        for shape, history in comparison["history"].items():
+    elif comparison.method == "history":
+        for shape, history in comparison.history.items():
             yield _history_check(f"{name}[{shape}]", shape, limit, champion, comparison, history, latency)
     else:
-        for shape, document in comparison["shapes"].items():
-            yield _comparison_check(
-                f"{name}[{shape}]", shape, limit, champion, comparison, comparison_from_json(document)
-            )
+        for shape, result in comparison.shapes.items():
+            yield _comparison_check(f"{name}[{shape}]", shape, limit, champion, comparison, result)
 
 
 def _comparison_check(
-    name: str, shape: str, limit: float, champion: Champion, comparison: Report, result: Comparison
+    name: str, shape: str, limit: float, champion: Champion, comparison: ChampionComparison, result: Comparison
 ) -> Check:
-    times = len(comparison["attempts"])
+    times = len(comparison.attempts)
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    message = comparison_message(shape, result, limit, str(champion), how, comparison["confidence"])
-    return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
+    message = comparison_message(shape, result, limit, str(champion), how, comparison.confidence)
+    return Check(name, result.verdict, message + _earlier(len(comparison.earlier), comparison.confidence))
 
 
 def _earlier(before: int, confidence: float) -> str:
@@ -91,10 +94,16 @@ def _earlier(before: int, confidence: float) -> str:
 
 
 def _history_check(
-    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Latency | None
-) -> Check:
+    name: str,
+    shape: str,
+    limit: float,
+    champion: Champion,
+    comparison: ChampionComparison,
+    history: Any,
+    latency: Latency | None,
+) -> Check:  # fmt: skip
     stand_in = (
-        f"{_begin(champion)} does not run here ({comparison['why'].rstrip('.')}), so this is against what was measured"
+        f"{_begin(champion)} does not run here ({comparison.why.rstrip('.')}), so this is against what was measured"
     )
     stand_in += " before on the same hardware and driver."
     if latency is None:
@@ -102,7 +111,7 @@ def _history_check(
     if disturbed := latency.shapes[shape].complaints:
         doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
         return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
-    measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
+    measured = [(digest, ms) for digest, ms in history if digest != comparison.digest]
     result = compare_history(latency.shapes[shape].latency_ms_p50, champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
     text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
@@ -123,7 +132,7 @@ WAY_OUT = (
 def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
-    """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
+    """'single: 1.2% slower than the champion …, 99% interval 0.4% to 2.1% slower, limit 5%: 14 rounds …'"""
     text = f"{shape}: "
     if result.ratio is not None:
         text += f"{_slower(result.ratio)} than {champion}"
@@ -184,13 +193,13 @@ def _begin(champion: Champion) -> str:
 
 
 def _slower(ratio: float) -> str:
-    return f"{abs(100 * (ratio - 1)):.1f} % {'slower' if ratio >= 1 else 'faster'}"
+    return f"{abs(100 * (ratio - 1)):.1f}% {'slower' if ratio >= 1 else 'faster'}"
 
 
 def _confidence(value: float) -> str:
-    """99 %, 99.5 %, 99.75 %: enough digits not to round to 100 %."""
-    return f"{100 * value:.10g} %"
+    """99%, 99.5%, 99.75%: enough digits not to round to 100%."""
+    return f"{100 * value:.10g}%"
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3g} %"
+    return f"{100 * fraction:.3g}%"

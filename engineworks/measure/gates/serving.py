@@ -118,11 +118,11 @@ def load_verdict(load: Report | None, limits: Report) -> tuple[CheckVerdict, str
             return "pass", f"The largest rate {text} is {rate:.0f} queries a second."
         return "fail", f"No rate was answered {text}."
     p99, wanted = load["latency_ms_p99"], enough_for(TAILS["p99_ms"])
-    text = f"At {load['qps']:g} queries a second the 99 % latency is {_shown(p99)} ms, limit {limits['p99_ms']:g} ms"
+    text = f"At {load['qps']:g} queries a second the 99% latency is {_shown(p99)} ms, limit {limits['p99_ms']:g} ms"
     if load["errors"]:
         return "fail", f"{text}; {load['errors']} queries got no answer: {load['first_error']}."
     if load["others"] > MOST_OTHERS:
-        return "inconclusive", f"{text}; other programs took {100 * load['others']:.0f} % of the processor."
+        return "inconclusive", f"{text}; other programs took {100 * load['others']:.0f}% of the processor."
     if p99 is None or load["queries"] < wanted:
         return "inconclusive", f"{text}; {load['queries']} queries are too few for it, {wanted} are enough."
     if load["completed_per_s"] < KEEPS_UP * load["qps"]:

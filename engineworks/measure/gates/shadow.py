@@ -7,7 +7,7 @@ from typing import Any
 
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.gates.regression import comparison_message, worse_by
-from engineworks.measure.regression import comparison_from_json
+from engineworks.measure.regression import Comparison
 from engineworks.measure.statistics import figure, reaches
 
 Report = Mapping[str, Any]
@@ -65,14 +65,14 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
         yield Check("shadow.metric", "fail", f"{text}.")
         return
     worse = worse_by(ours, theirs, lower_is_better=metric["lower_is_better"])
-    text += f", limit {100 * limit:.3g} % worse."
+    text += f", limit {100 * limit:.3g}% worse."
     yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", text)
 
 
 def _latency(report: Report, limits: Mapping[str, float]) -> Iterator[Check]:
     latency = report["latency"]
     for group, document in latency["shapes"].items():
-        result = comparison_from_json(document)
+        result = Comparison.from_json(document)
         how = f"{result.rounds} rounds side by side, in {len(latency['attempts'])} pairs of servers"
         text = comparison_message(group, result, limits["latency"], str(report["champion"]), how)
         yield Check(f"shadow.latency[{group}]", result.verdict, text)

@@ -7,16 +7,22 @@ lengths of padding, but not shuffled pixels.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
+from engineworks.host.packages import LazyModule
+from engineworks.typed_json import Document
 
-Batch = Mapping[str, NDArray[Any]]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Batch = Mapping[str, NDArray[Any]]
+else:
+    np = LazyModule("numpy")
 
 DRAWN = 1024
 """Approximate number of values kept of each input, evenly from all samples: the empirical distribution."""
@@ -35,7 +41,7 @@ KS_ALPHA = 0.001
 
 
 @dataclass(frozen=True)
-class InputStatistics:
+class InputStatistics(Document):
     """One input over all samples. mean, std: of all finite values; nonfinite: how many were NaN or infinite.
 
     drawn: some of the values, sorted. samples: how many samples they come from.
@@ -58,13 +64,6 @@ class InputStatistics:
     @property
     def floating(self) -> bool:
         return self.dtype.startswith(("float", "bfloat"))
-
-    def to_json(self) -> dict[str, object]:
-        return {**vars(self), "drawn": list(self.drawn)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> InputStatistics:
-        return cls(**{**value, "drawn": tuple(value["drawn"])})
 
 
 class InputWatch:
@@ -212,10 +211,10 @@ def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
 
     D = sup |F1(x) - F2(x)|, as `scipy.stats.ks_2samp` computes it (both sets sorted, both searched for all values).
     """
-    first, second = np.sort(np.fromiter(values, np.float64)), np.sort(np.fromiter(others, np.float64))
-    everywhere = np.concatenate([first, second])
-    cdfs = (np.searchsorted(s, everywhere, side="right") / s.size for s in (first, second))
-    return float(np.abs(np.subtract(*cdfs)).max())
+    first, second = sorted(values), sorted(others)
+    return max(
+        abs(bisect_right(first, x) / len(first) - bisect_right(second, x) / len(second)) for x in (*first, *second)
+    )
 
 
 def ks_critical(samples: int, others: int, alpha: float = KS_ALPHA) -> float:

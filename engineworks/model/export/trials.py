@@ -91,7 +91,7 @@ def compare_outputs(path: Path, trials: list[Trial]) -> float:
 
 def difference_of(expected: Arrays, got: Arrays) -> float | None:
     """Largest absolute difference of arrays by output name, relative to the largest expected value of the same output,
-    computed in float64; None if it is above `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1 %
+    computed in float64; None if it is above `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1%
     of the integers differ."""
     worst = 0.0
     for name, right in expected.items():

@@ -25,7 +25,7 @@ ENGINE = ("recipe", "precision", "target")
 SERVED = {
     "served_ready_s": ("served_ready_seconds", "From the load until the served package answers.", 1.0),
     "served_per_s": ("served_requests_per_second", "Answered under the load, or the largest rate found.", 1.0),
-    "served_p99_ms": ("served_latency_p99_seconds", "99 % latency of served answers.", 1e-3),
+    "served_p99_ms": ("served_latency_p99_seconds", "99% latency of served answers.", 1e-3),
     "served_gpu_busy": ("served_gpu_busy_ratio", "Share of time that the GPU was busy under the load.", 1.0),
     "served_gpu_mib": ("served_gpu_memory_bytes", "GPU memory under the load.", 2.0**20),
     "served_memory_mib": ("served_memory_bytes", "Memory of the server's processes under the load.", 2.0**20),

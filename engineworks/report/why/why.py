@@ -222,7 +222,7 @@ def _latency_effects(old: Latency | None, new: Latency | None) -> Iterator[Effec
 
 
 def _median(figures: ShapeFigures | None) -> str:
-    """'0.023 ms (0.022 to 0.024)': the 95 % interval of the median."""
+    """'0.023 ms (0.022 to 0.024)': the 95% interval of the median."""
     if figures is None:
         return "not measured"
     interval = figures.median_interval
@@ -240,7 +240,7 @@ def _compared(old: ShapeFigures, new: ShapeFigures) -> str:
     if not first or not second:
         return f"{change}, with too few runs to tell"
     apart = first[0] > second[1] or second[0] > first[1]
-    return f"{change}: the 95 % intervals do not meet" if apart else "no difference: the 95 % intervals overlap"
+    return f"{change}: the 95% intervals do not meet" if apart else "no difference: the 95% intervals overlap"
 
 
 def _number(value: object) -> str:

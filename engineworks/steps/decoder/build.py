@@ -16,12 +16,13 @@ from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
 from engineworks.engines.decoder.parts import Part, parts_for
 from engineworks.engines.decoder.trial import generate_once
-from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.fingerprint import digest_file
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.decoder.static import fix_shape
-from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files
+from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files, save_model
 from engineworks.recipe.datasets.decoder_text import TEMPLATE_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.recipe.recipe import W4A8
@@ -60,8 +61,7 @@ def run(job: StepJob) -> None:
     if not parts:
         generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
     _copy_tokenizer(job)
-    job.write_json(
-        SIDECAR_FILE,
+    sidecar = Sidecar.from_json(
         {
             "engine": report.file,
             "sha256": digest_file(job.out / report.file),
@@ -77,7 +77,9 @@ def run(job: StepJob) -> None:
             "versions": dict(report.versions),
             "details": dict(report.details),
         },
+        f"{job.id}: {Sidecar.FILE}",
     )
+    job.write(sidecar)
 
 
 def _build_parts(
@@ -89,31 +91,37 @@ def _build_parts(
             f"{job.id}: its cache grows by concatenation, and a GPU's engines update one of fixed capacity",
             hint="export the model with a cache of fixed capacity and write_indices, or use target cpu",
         )
-    reports = []
+    reports, folder = list[BuildReport](), job.out / "part"
+    (folder / "out").mkdir(parents=True)
+    _lay_out(request.model, folder)
     for part in parts:
         job.say(f"{part.batch} × {part.tokens} tokens")
-        folder = job.out / "part"
-        (folder / "out").mkdir(parents=True)
-        _write_fixed(request.model, folder, interface, part)
+        model = load_model(folder / MODEL_FILE, weights=False)
+        fix_shape(model, interface, part.batch, part.tokens)
+        (folder / MODEL_FILE).write_bytes(model.SerializeToString())
         try:
             report = build.build(replace(request, model=folder / MODEL_FILE, out=folder / "out"), job.say)
         except BuildError as error:
             error.message = f"{part.batch} × {part.tokens} tokens: {error.message}"
             raise
         (folder / "out" / report.file).rename(job.out / part.file)
-        shutil.rmtree(folder)
         reports.append(report)
+    shutil.rmtree(folder)
     seconds, first = sum(r.seconds for r in reports), reports[0]
     known = {p.file: {"seconds": round(r.seconds, 3), **r.details} for p, r in zip(parts, reports, strict=True)}
     return replace(first, file=parts[0].file, seconds=seconds, details={**first.details, "parts": known})
 
 
-def _write_fixed(source: Path, folder: Path, interface: DecoderInterface, part: Part) -> None:
-    """Write the model at the part's shape. Weights in a file of their own are linked, not copied."""
+def _lay_out(source: Path, folder: Path) -> None:
+    """Write the model with its weights in a file beside it. They are not in the messages that the parts write: protobuf
+    takes five times a message's size to write it."""
+    others = model_files(source)[1:]
     model = load_model(source, weights=False)
-    fix_shape(model, interface, part.batch, part.tokens)
+    if not others:
+        save_model(model, folder / MODEL_FILE, beside=True)
+        return
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())
-    for file in model_files(source)[1:]:
+    for file in others:
         try:
             os.link(file, folder / file.name)
         except OSError:  # another file system, or none with hard links

@@ -12,7 +12,7 @@ import numpy as np
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import MemoryMeter, RunTimes
-from engineworks.engines.decoder.base import DecoderSession
+from engineworks.engines.decoder.base import PromptRunner
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.engine_session import runner_of, serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 def run(job: StepJob) -> None:
-    """Write `latency.json` as `steps.measure` does; each shape with the figures of `_shape` besides."""
+    """Write `latency.json` as `steps.measure` does; each shape with the figures of `measure_shape` besides."""
     with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
         job.write(Latency.from_json(_measure(job, engine), f"{job.id}: {Latency.FILE}"))
 
@@ -58,7 +58,7 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
             raise
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
         try:
-            shapes[name] = _shape(session, asked, long, meter, before_mib, readings, name)
+            shapes[name] = measure_shape(session, asked, long, meter, before_mib, readings, name)
             notes += session.notes
         finally:
             session.close()
@@ -77,8 +77,8 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shape(
-    session: DecoderSession, asked: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
+def measure_shape(
+    session: PromptRunner, asked: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
     readings: DeviceReadings, name: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Return latency_ms_* (of one step: a token of every stream), first_token_ms_* (the prompt of every stream, until
@@ -112,7 +112,7 @@ def _positions(dims: Mapping[str, int]) -> int:
 class _Timed:
     """Times prompts and steps of all streams at one shape: `prompt` tokens each, then `new` tokens, again and again."""
 
-    def __init__(self, session: DecoderSession, at: Mapping[str, int], long: Tokens) -> None:
+    def __init__(self, session: PromptRunner, at: Mapping[str, int], long: Tokens) -> None:
         self._session, self._new = session, at["new"]
         self._prompts = {s: np.roll(long, s)[: at["prompt"]] for s in range(at["streams"])}
         self._next = np.array([prompt[-1] for prompt in self._prompts.values()])

@@ -67,8 +67,8 @@ def test_a_folders_peers_run_and_are_right(name, tmp_path):
     if name.startswith("genai"):
         pytest.importorskip("onnxruntime_genai")
     text = Path("recipes/tiny-decoder.yaml").read_text().replace("onnx: models/tiny-decoder/model.onnx", "huggingface: models/tiny-decoder")  # fmt: skip
-    for name in ("models/tiny-decoder", "data"):
-        shutil.copytree(Path("recipes") / name, tmp_path / name)
+    for part in ("models/tiny-decoder", "data"):
+        shutil.copytree(Path("recipes") / part, tmp_path / part)
     (tmp_path / "tiny.yaml").write_text(text)
     plan, peers = planned(tmp_path / "tiny.yaml", tmp_path)
     for other, peer in peers.items():

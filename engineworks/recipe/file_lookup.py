@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engineworks.errors import ModelError, Problem
+from engineworks.errors import ModelError, Problem, did_you_mean
+from engineworks.host.regular_files import resolved
 from engineworks.model.export.from_huggingface import find_folder, task_of
 from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.model.soundness import external_file, shown
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.regular_files import resolved
-from engineworks.suggest import did_you_mean
 
 Where = tuple[str | int, ...]
 

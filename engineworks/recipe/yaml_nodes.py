@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import Place, Problem, RecipeError
-from engineworks.regular_files import read_regular
+from engineworks.host.regular_files import read_regular
 
 MAX_NODES = 10_000
 """Maximum nodes of a file after aliases are expanded; nested aliases ("billion laughs") exceed it at once."""

@@ -21,8 +21,9 @@ from engineworks.builds.step import run_step
 from engineworks.cli import _run
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError, TrustError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store

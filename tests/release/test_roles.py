@@ -21,7 +21,7 @@ from engineworks.engines.known_statements import KnownStatements
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statement
 from engineworks.errors import EngineworksError, InputError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.model.runtime.ort_forms import FORMS, sign
 from engineworks.package.package import write_package
 from engineworks.package.triton_engines import open_packaged

@@ -19,8 +19,8 @@ from engineworks.cli import _run
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.package.package import PackagedEngine, write_package
 from engineworks.plan.plan import plan_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.steps.job import main

@@ -49,7 +49,8 @@ def resolved(path: Path) -> Path:
     try:
         path = path.resolve()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            path.lstat()  # a name that is too long, or none at all
+            if stat.S_ISLNK(path.lstat().st_mode):  # also a name that is too long, or none at all
+                raise RuntimeError  # what Python before 3.13 raises for a loop
         return path
     except RuntimeError:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None

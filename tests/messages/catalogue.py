@@ -90,6 +90,10 @@ FILE_CASES = (
     Case("a device for a recipe", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/dev/zero")),
     Case("a link out of the repository", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/etc/passwd")),
     Case("a loop of links", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "link.yaml")),
+    Case(
+        "a named pipe for a model", VALIDATE,
+        in_turn(edited(("tiny.onnx", "pipe.onnx")), lambda: os.mkfifo("recipes/pipe.onnx")),
+    ),
     Case("an empty recipe", VALIDATE, written("recipes/tiny.yaml", "")),
     Case("a recipe that is a list", VALIDATE, written("recipes/tiny.yaml", "- recipe: tiny\n")),
     Case("YAML that does not parse", VALIDATE, written("recipes/tiny.yaml", "recipe: [tiny\nmodel: {")),

@@ -100,6 +100,8 @@ FILE_CASES = (
     Case("a tab", VALIDATE, written("recipes/tiny.yaml", "model:\n\tsource: {}\n")),
     Case("a merge conflict", VALIDATE, written("recipes/tiny.yaml", "<<<<<<< HEAD\nrecipe: a\n=======\nrecipe: b\n")),
     Case("text that is not UTF-8", VALIDATE, written("recipes/tiny.yaml", b"recipe: tin\xff\n")),
+    Case("an escape beyond Unicode", VALIDATE, edited(("owner: tests@example.com", 'owner: "a \\U00110000"'))),
+    Case("a lone surrogate", VALIDATE, edited(("owner: tests@example.com", 'owner: "a \\uD800"'))),
     Case("a key twice", VALIDATE, edited(("owner: tests@example.com", "owner: a\nowner: b"))),
     Case("a tag", VALIDATE, edited(("owner: tests@example.com", "owner: !!python/name:os.system a"))),
     Case("a merge key", VALIDATE, edited(("inputs:\n", "inputs:\n  <<: {a: 1}\n"))),

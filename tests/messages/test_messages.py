@@ -60,6 +60,7 @@ def masked(text: str, root: Path) -> str:
 def rendered(case: object, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The case as it is on the terminal: the command, both streams, the exit code."""
     monkeypatch.delenv("COLUMNS", raising=False)  # the same width wherever the tests run
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # of the server that tests/flows keep in this process
     monkeypatch.setattr("sys.stdin", io.StringIO())
     case.prepare()  # type: ignore[attr-defined]
     for name, value in case.environment.items():  # type: ignore[attr-defined]

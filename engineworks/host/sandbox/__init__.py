@@ -1,7 +1,7 @@
 """Runs the code that a recipe names in a process of its own.
 
 A sandbox runs a function of ours, `module:function`, that loads and calls the user's code. It takes plain values and
-arrays, and returns them over one pipe. The reader trusts nothing that comes through it: the user's code may write there too.
+arrays, and returns them over one pipe. The reader trusts nothing from it: the user's code may write there too.
 
 - Its process does nothing before and nothing after: no other recipe, no other step. It knows no folder of the store,
   and no variable that names one or holds a key.

@@ -165,8 +165,9 @@ def _compose(text: str, shown: str) -> Any:
     if _bracket_depth(text) > MAX_DEPTH:
         raise _too_deep(shown)
     if not _SLOW.search(text):
-        # libyaml is five times as fast. What it refuses, such as `{torch: module:factory}`, ruamel's own parser reads.
-        with contextlib.suppress(YAMLError):
+        # libyaml is five times as fast. What it refuses, such as `{torch: module:factory}`, ruamel's own parser reads
+        # or refuses with its place. Without libyaml this is that same parser.
+        with contextlib.suppress(YAMLError, ValueError, OverflowError, RecursionError):
             return YAML(typ="safe", pure=False).compose(text)
     try:
         return YAML(typ="safe", pure=True).compose(text)

@@ -30,7 +30,7 @@ import numpy as np
 from gpu_candidates import Arrays, Candidate, engine, independent_gpu, onnxruntime, pytorch
 
 from engineworks.engines.engine_session import runner_of
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.packages import installed_version
 from engineworks.measure.latency_report import Latency
 from engineworks.model.onnx_files import MODEL_FILE

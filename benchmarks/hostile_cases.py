@@ -281,8 +281,8 @@ def _run_steps(recipes: Path, kinds: tuple[str, ...]) -> int:
     """The recipe's steps of these kinds, in children as in a build."""
     from engineworks.builds.step import run_step
     from engineworks.errors import EngineworksError
-    from engineworks.fingerprint import FileDigests
     from engineworks.host.child import default_pool
+    from engineworks.host.file_digests import FileDigests
     from engineworks.plan.plan import plan_recipe
     from engineworks.recipe.load import load_recipe
     from engineworks.store.store import Store
@@ -684,7 +684,7 @@ def manifest(folder: Path, dice: random.Random) -> Attempts:
 def _passports() -> Path:
     """An engine with its passport, and a package, made by hand once per process."""
     from engineworks.engines.passport import VERSION
-    from engineworks.fingerprint import digest_file
+    from engineworks.host.file_digests import digest_file
 
     folder = Path(tempfile.mkdtemp(prefix="engineworks-hostile-"))
     engine = folder / "engine" / "engine.onnx"
@@ -727,7 +727,7 @@ def passport(folder: Path, dice: random.Random) -> Attempts:
     file = folder / "given" / changed
     file.write_bytes(damaged_json(file.read_text(), dice))
     if changed.startswith("package/tiny") and dice.random() < 0.8:  # the package's own digests follow
-        from engineworks.fingerprint import digest_file
+        from engineworks.host.file_digests import digest_file
 
         listing = folder / "given" / "package" / "engineworks-package.json"
         value = json.loads(listing.read_text())

@@ -31,8 +31,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_versions
 from engineworks.measure.latency_report import Latency

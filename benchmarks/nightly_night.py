@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from engineworks.builds.delivery import delivery_of, is_unfinished, note_delivery, order_of, publish_body
 from engineworks.builds.state import Build
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import find_recipes, load_recipe
 from engineworks.settings import read_settings

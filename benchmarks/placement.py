@@ -30,7 +30,7 @@ from precision_cases import Arrays, Case, folded
 from engineworks.engines.backends import tensorrt_rtx
 from engineworks.engines.backends.base import BuildRequest, Serving
 from engineworks.errors import EngineworksError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_version
 from engineworks.model.calibrate.collect import collect_ranges

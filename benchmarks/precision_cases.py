@@ -42,7 +42,7 @@ def load_case(name: str, folder: Path, largest: int = LARGEST_EVALUATION) -> Cas
 
 
 def _of_recipe(name: str, folder: Path, largest: int) -> Case:
-    from engineworks.fingerprint import FileDigests
+    from engineworks.host.file_digests import FileDigests
     from engineworks.plan.plan import plan_recipe
     from engineworks.recipe.load import load_recipe
     from engineworks.store.store import Store

@@ -32,7 +32,7 @@ from engineworks.engines.backends.base import BuildRequest, Session
 from engineworks.engines.engine_files import check_files
 from engineworks.engines.engine_session import load_engine
 from engineworks.errors import RunError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.host.gpu import first_gpu
 from engineworks.tensors import InputRange, Profile
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.engines.engine_session import load_engine
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_version
 from engineworks.host.triton import InstalledServer, find_server

@@ -36,9 +36,9 @@ import numpy as np
 from engineworks.builds.step import alone_on_this_host
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.backends.base import BuildRequest, Serving, Session
-from engineworks.fingerprint import digest_file
 from engineworks.host.child import ChildPool
 from engineworks.host.cpu import describe
+from engineworks.host.file_digests import digest_file
 from engineworks.measure.interleave import Side
 from engineworks.measure.regression import CONFIDENCE
 from engineworks.recipe.samples import open_samples

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engineworks.builds.command import NOT_ASKED, FinishedBuilds
 from engineworks.errors import TrackingError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.git.state import Checkout
 from engineworks.report.night.summary import NIGHT_JSON
 from engineworks.settings import Settings

@@ -176,7 +176,7 @@ def test_pairs_stand_in_two_rows_with_their_rating_each() -> None:
 
 def test_sentences_are_spread_over_the_whole_text_and_not_too_short() -> None:
     text = " ".join(f"This is sentence number {i}. Short." for i in range(10))
-    assert load("fetch/minilm").messages(text, 3) == [f"This is sentence number {i}." for i in (0, 3, 6)]
+    assert load("fetch/minilm").sentences(text, 3) == [f"This is sentence number {i}." for i in (0, 3, 6)]
 
 
 def test_detection_images_are_normalized_in_bgr_and_channels_first() -> None:

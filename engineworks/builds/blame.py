@@ -19,8 +19,9 @@ import numpy as np
 from engineworks.builds.blame_result import BLAME_FILE, Blame, Culprit
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError, InputError, StepError
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
+from engineworks.host.file_digests import digest_file
 from engineworks.host.lock import locked
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes

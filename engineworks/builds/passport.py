@@ -20,7 +20,8 @@ from engineworks.builds.results import LONGEST_LIST, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import digest_file
 from engineworks.host.git.state import Checkout
 from engineworks.host.packages import installed_version
 from engineworks.measure.accuracy_report import Accuracy

@@ -26,8 +26,8 @@ from engineworks.errors import (
     EngineworksError,
     InputError,
 )
-from engineworks.fingerprint import FileDigests
 from engineworks.host.environments import make_environment
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.regression import Comparison
 from engineworks.measure.scorecard import Change, compare_builds
 from engineworks.plan.plan import plan_recipes

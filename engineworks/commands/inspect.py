@@ -8,7 +8,8 @@ from typing import Any
 
 from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import InputError, RunError
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import digest_file
 from engineworks.plan.champion_lookup import which_engine
 from engineworks.settings import Settings
 from engineworks.store.open import open_store

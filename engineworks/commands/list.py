@@ -9,10 +9,9 @@ import typer
 
 from engineworks.commands.completion import one_of
 from engineworks.commands.options import Json
-from engineworks.errors import InputError
+from engineworks.errors import InputError, did_you_mean
 from engineworks.report import terminal
 from engineworks.settings import read_settings
-from engineworks.suggest import did_you_mean
 
 
 def list_things(

@@ -18,7 +18,7 @@ def read_plans(
 ) -> list[Plan]:
     """Plan the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
     from engineworks.engines.peers import read_names
-    from engineworks.fingerprint import FileDigests
+    from engineworks.host.file_digests import FileDigests
     from engineworks.plan.champion_lookup import find_champions
     from engineworks.plan.plan import plan_recipes
     from engineworks.recipe.load import load_recipes

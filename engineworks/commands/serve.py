@@ -73,14 +73,7 @@ def serve(
     from engineworks.serving.recorded import read_requests
     from engineworks.store.open import open_store
 
-    if shadow and champions:
-        raise InputError("--shadow compares what is built here with the champions", hint="leave --champions out")
-    if requests is not None and not shadow:
-        raise InputError("--requests names traffic for --shadow", hint="add --shadow")
-    if together and shadow:
-        raise InputError("--together and --shadow are two different runs", hint="leave one out")
-    if memory_mib is not None and not together:
-        raise InputError("--memory-mib is the budget of --together", hint="add --together")
+    _check_options(shadow=shadow, champions=champions, requests=requests, together=together, memory_mib=memory_mib)
     if requests is not None:
         read_requests(requests)
     server = find_server()
@@ -117,3 +110,19 @@ def serve(
         for engine in left:
             terminal.say(f"{engine.id}: {engine.message}")
     raise typer.Exit(most_severe([*(j.exit_code for j in served), *(e.exit_code for e in left)]))
+
+
+def _check_options(
+    *, shadow: bool, champions: bool, requests: Path | None, together: bool, memory_mib: float | None
+) -> None:
+    """Raises `InputError` for options that exclude or need each other."""
+    from engineworks.errors import InputError
+
+    if shadow and champions:
+        raise InputError("--shadow compares what is built here with the champions", hint="leave --champions out")
+    if requests is not None and not shadow:
+        raise InputError("--requests names traffic for --shadow", hint="add --shadow")
+    if together and shadow:
+        raise InputError("--together and --shadow are two different runs", hint="leave one out")
+    if memory_mib is not None and not together:
+        raise InputError("--memory-mib is the budget of --together", hint="add --together")

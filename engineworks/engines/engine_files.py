@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"

@@ -99,7 +99,7 @@ def named(path: Path, source: Path) -> Iterator[None]:
 
 
 def _sealed_copy(source: Path, digest: str, against: str) -> IO[bytes]:
-    """Return an open copy without a name. One in memory is sealed: nobody can write to it, not even this process."""
+    """Return an open copy that has no file name. A copy in memory is sealed: no process can write to it again."""
     with contextlib.ExitStack() as undo:
         try:
             small = source.stat().st_size <= SEALED_BYTES

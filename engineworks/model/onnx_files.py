@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
 from engineworks.model.soundness import check_sound, external_file, external_number, shown
 from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
-from engineworks.regular_files import open_regular
 from engineworks.tensors import Dim, TensorSpec
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.host.regular_files import resolved
 from engineworks.model.graphs import all_tensors, model_graphs, model_nodes
 from engineworks.model.tensor_storage import is_external, tensor_bytes
-from engineworks.regular_files import resolved
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,8 @@ from typing import Any
 from engineworks.engines.engine_files import NOT_SHIPPED
 from engineworks.engines.engine_session import read_sidecar
 from engineworks.engines.passport import VERSION
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import digest_file
 
 
 def write_draft(path: Path, engine: Path, name: str, serving: Mapping[str, Any]) -> None:

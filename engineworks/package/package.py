@@ -33,7 +33,7 @@ from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statements
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import EngineworksError, InputError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.package.runtime import write_python_model
 from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
 from engineworks.package.triton_engines import (

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engineworks.errors import StoreError
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.atomic_write import write_atomically
+from engineworks.host.file_digests import digest_file
 from engineworks.package.package import PACKAGE_FILE, PackagedEngine
 
 FOLDER = "packages"

@@ -16,7 +16,7 @@ from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
 from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.signing import read_trust
 from engineworks.errors import RunError, StoreError, TrackingError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.settings import Settings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import InputError, RecipeError, TargetError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.git.revision import RevisionTree, checked_out, find_revision
 from engineworks.plan.changed_alone import compare_alone
 from engineworks.plan.differences import changes

@@ -10,7 +10,7 @@ from typing import Any
 
 from engineworks.engines.backends import backend_facts
 from engineworks.engines.peers import peer
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.documents import PEER_TIME_LIMIT_S, TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe

@@ -13,7 +13,8 @@ from typing import Any
 
 from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.peers import peer
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.packages import installed_versions
 from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface

@@ -15,7 +15,8 @@ from typing import Any
 
 from engineworks.engines.backends import backend_facts
 from engineworks.errors import TargetError
-from engineworks.fingerprint import FileDigests, canonical_json, digest_of
+from engineworks.fingerprint import canonical_json, digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
 from engineworks.plan.closure import closure

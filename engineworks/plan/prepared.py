@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.plan.plan import Plan

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.measure.gates.serving import load_verdict
 from engineworks.plan.kinds import SERVING_FILE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
-from engineworks.errors import Problem
+from engineworks.errors import Problem, did_you_mean
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.decoder import check_decoder
@@ -16,7 +16,6 @@ from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_s
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, load_is_given, waivers_name_something
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.suggest import did_you_mean
 
 _SHAPES, _METRIC = ("shapes",), ("accuracy", "metric")
 """Parts that several problems are about."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engineworks.errors import Problem
+from engineworks.errors import Problem, did_you_mean
 from engineworks.recipe.metric import metric_name
 from engineworks.recipe.recipe import AUTO, W4A8, Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
-from engineworks.suggest import did_you_mean
 
 DECODER_PRECISIONS = ("fp32", "fp16", "int8_weights", "int4_weights", W4A8)
 DECODER_DIMS = ("prompt", "new", "streams")

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engineworks.errors import ModelError, Problem
+from engineworks.errors import ModelError, Problem, did_you_mean
+from engineworks.host.regular_files import kind_of, resolved
 from engineworks.model.export.from_huggingface import find_folder, task_of
 from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.model.soundness import external_file, shown
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.regular_files import resolved
-from engineworks.suggest import did_you_mean
 
 Where = tuple[str | int, ...]
 
@@ -68,8 +67,8 @@ class Finder:
         if path is None:
             return None
         if not path.is_file():
-            what = "is a folder, not a file" if path.is_dir() else "no such file"
-            missing = not path.is_dir()
+            missing = not path.exists()
+            what = "no such file" if missing else f"{kind_of(path.stat().st_mode)}, not a file"
             self.add(where, f"'{name}': {what}", self.fetch_hint(path) or _near(path), missing=missing)
             return None
         if not os.access(path, os.R_OK):

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
-from engineworks.errors import InputError, Place, Problem, RecipeError, TargetError
+from engineworks.errors import InputError, Place, Problem, RecipeError, TargetError, did_you_mean
+from engineworks.host.regular_files import resolved
 from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
@@ -25,9 +26,7 @@ from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
-from engineworks.regular_files import resolved
 from engineworks.settings import find_repository
-from engineworks.suggest import did_you_mean
 
 DEFAULTS_FILE = "_defaults.yaml"
 TARGETS_FILE = "_targets.yaml"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
-from engineworks.regular_files import check_regular, open_regular
+from engineworks.host.regular_files import check_regular, open_regular
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engineworks.errors import Problem
+from engineworks.errors import Problem, did_you_mean
 from engineworks.recipe.recipe import AUTO, CALIBRATED, FORMATS, PRECISIONS, TRIED_BY_AUTO, Mixture, Recipe
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.suggest import did_you_mean
 
 
 def _precisions_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.recipe.npz import ArrayHeader, read_headers
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 

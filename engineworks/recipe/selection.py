@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from engineworks.errors import TargetError
-from engineworks.suggest import did_you_mean
+from engineworks.errors import TargetError, did_you_mean
 
 
 def selects(only: str | None, engine: str) -> bool:

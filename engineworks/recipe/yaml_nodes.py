@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import Place, Problem, RecipeError
-from engineworks.regular_files import read_regular
+from engineworks.host.regular_files import read_regular
 
 MAX_NODES = 10_000
 """Maximum nodes of a file after aliases are expanded; nested aliases ("billion laughs") exceed it at once."""
@@ -32,6 +33,9 @@ SCALARS = {"str", "int", "float", "bool", "null", "timestamp"}
 
 _SLOW = re.compile(r"^%|[\x85\u2028\u2029]|^\s*-\s*(#.*)?$", re.MULTILINE)
 """Text that libyaml reads otherwise: directives, Unicode's line ends, the places of empty items."""
+
+
+_ESCAPE = re.compile(r"\\U([0-9A-Fa-f]{8})")
 
 
 @dataclass
@@ -161,8 +165,9 @@ def _compose(text: str, shown: str) -> Any:
     if _bracket_depth(text) > MAX_DEPTH:
         raise _too_deep(shown)
     if not _SLOW.search(text):
-        # libyaml is five times as fast. What it refuses, such as `{torch: module:factory}`, ruamel's own parser reads.
-        with contextlib.suppress(YAMLError):
+        # libyaml is five times as fast. What it refuses, such as `{torch: module:factory}`, ruamel's own parser reads
+        # or refuses with its place. Without libyaml this is that same parser.
+        with contextlib.suppress(YAMLError, ValueError, OverflowError, RecursionError):
             return YAML(typ="safe", pure=False).compose(text)
     try:
         return YAML(typ="safe", pure=True).compose(text)
@@ -176,10 +181,20 @@ def _compose(text: str, shown: str) -> Any:
         raise _one(Place(shown, line, column), f"not valid YAML: {problem}", _opened(error)) from None
     except RecursionError:
         raise _too_deep(shown) from None
+    except (ValueError, OverflowError):  # of chr(): ruamel does not check what an escape names
+        found = next((m for m in _ESCAPE.finditer(text) if int(m[1], 16) > sys.maxunicode), None)
+        line, column = _position(text, found.start()) if found else (0, 0)
+        what = f"'{found[0]}' names no character" if found else "holds an escape that names no character"
+        raise _one(Place(shown, line, column), what, r"the last one is \U0010FFFF") from None
     except YAMLError as error:
         position = getattr(error, "position", None)
         line = text[:position].count("\n") + 1 if isinstance(position, int) else _control_line(text)
         raise _one(Place(shown, line, 1 if line else 0), "holds a character that YAML does not allow") from None
+
+
+def _position(text: str, index: int) -> tuple[int, int]:
+    """Line and column of a character, both from 1."""
+    return text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
 
 
 def _opened(error: Any) -> str:
@@ -254,7 +269,7 @@ class _Reader:
         if kind not in SCALARS:
             self.problems.append(Problem(place, f"the tag '!{kind.lstrip('!')}' is not allowed", "write a plain value"))
             return Node(place, str(node.value))
-        return Node(place, self._scalar(kind, node.value, place))
+        return Node(place, self._scalar(kind, self._unicode(node.value, place), place))
 
     def _mapping(self, node: Any, place: Place) -> Node:
         values: dict[str, Node] = {}
@@ -275,8 +290,18 @@ class _Reader:
                     Problem(at, f"duplicate key '{name}' (first in line {places[name].line})", "remove one")
                 )
             else:
+                name = self._unicode(name, at)
                 values[name], places[name] = Node(at, None) if _is_empty(value) else self.read(value), at
         return Node(place, values, places)
+
+    def _unicode(self, text: str, place: Place) -> str:
+        """The text, with a problem and a '?' for half of a surrogate pair, which no file, record or database takes."""
+        whole = text.encode(errors="replace").decode()
+        if whole != text:
+            self.problems.append(
+                Problem(place, f"'{whole[:40]}' holds half of a surrogate pair", "write the character itself")
+            )
+        return whole
 
     def _scalar(self, kind: str, text: str, place: Place) -> Any:
         if kind == "null":

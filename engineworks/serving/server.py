@@ -80,19 +80,16 @@ class StartedServer:
 
     def stop(self) -> None:
         """Ask the server to end, then kill its group. Its shared memory is removed."""
-        started = self.tree
         self._popen.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(STOP_S)
-        self.kill(started)
+        self.kill()
 
-    def kill(self, started: list[int] | None = None) -> None:
-        """Kill the server and its descendants at once."""
-        started = started or self.tree
-        for pid in started:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(pid) == self.pid:  # no id that the kernel has given to somebody else
-                    os.kill(pid, signal.SIGKILL)
+    def kill(self) -> None:
+        """Kill the server and all of its group at once: its Python models outlive a server that was killed."""
+        if self.alive() or not Path(f"/proc/{self.pid}").exists():  # else the kernel gave its number to somebody else
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(STOP_S)
         for left in SHARED_MEMORY.glob(f"{self.name}*"):

@@ -7,7 +7,7 @@ from engineworks.engines.backends.base import BuildRequest
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import profile_from_json

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engineworks.errors import CalibrationError, SamplesError
-from engineworks.fingerprint import FileDigests, digest_file
+from engineworks.host.file_digests import FileDigests, digest_file
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.inputs import InputWatch
 from engineworks.model.calibrate.ranges import Ranges

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from engineworks.errors import StoreError
-from engineworks.fingerprint import RACY_SECONDS, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import RACY_SECONDS
 from engineworks.store.json_files import parse_json, read_json_file, without_samples
 from engineworks.typed_json import Report
 

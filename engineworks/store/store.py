@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StoreError
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.atomic_write import write_atomically
+from engineworks.host.file_digests import digest_file
 from engineworks.host.lock import is_locked, locked
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 from engineworks.store.clock import Published, now

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engineworks.errors import ModelError, TrackingError
+from engineworks.errors import ModelError, TrackingError, did_you_mean
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
-from engineworks.suggest import did_you_mean
 from engineworks.tracking.connection import refusals
 from engineworks.tracking.opening import DATABASE_FILE, prepare_environment, probe, sqlite_file
 

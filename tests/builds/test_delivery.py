@@ -28,7 +28,8 @@ from engineworks.builds.results import Failure
 from engineworks.builds.state import Build
 from engineworks.builds.step import Outcome
 from engineworks.errors import StoreError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings

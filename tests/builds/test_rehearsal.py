@@ -12,8 +12,8 @@ from engineworks.builds import two_environments
 from engineworks.builds.rehearsal import Rehearsal
 from engineworks.builds.step import run_step
 from engineworks.errors import RunError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.scorecard import Change, Speed
 from engineworks.plan.plan import plan_recipes
 from engineworks.recipe.load import load_recipe

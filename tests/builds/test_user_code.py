@@ -9,8 +9,8 @@ from typing import Any
 
 from engineworks.builds.results import EngineResult, engine_result
 from engineworks.builds.step import run_step
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import ChildPool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store

@@ -11,7 +11,7 @@ from growing_decoder import write_growing_decoder
 from engineworks.commands.init.decoder import decoder_in_onnx
 from engineworks.commands.init.draft import RawTensor, Wishes
 from engineworks.commands.init.write import write_recipe
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.settings import read_settings
 from engineworks.store.store import Store

@@ -18,8 +18,8 @@ from engineworks.commands.init.draft import Wishes
 from engineworks.commands.init.render import GUESS
 from engineworks.commands.init.write import Written, write_recipe
 from engineworks.errors import InputError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.settings import read_settings
 from engineworks.store.open import open_store

@@ -20,7 +20,7 @@ from engineworks.engines.backends.base import BuildMemory, Option, Traits, Trito
 from engineworks.engines.capabilities import CAPABILITIES, END, Capabilities, Named
 from engineworks.engines.passport import Passport
 from engineworks.errors import RecipeError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.package.package import PackagedEngine, write_package
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe

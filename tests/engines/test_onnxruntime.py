@@ -17,8 +17,8 @@ from engineworks.engines.backends import backend_facts, onnxruntime
 from engineworks.engines.backends.base import BuildRequest, Serving
 from engineworks.engines.capabilities import why_not
 from engineworks.errors import BuildError, RunError, TargetError
-from engineworks.fingerprint import digest_file
 from engineworks.host.child import run_in_child
+from engineworks.host.file_digests import digest_file
 from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
 from engineworks.tensors import TensorSpec
 

@@ -17,7 +17,7 @@ from engineworks.engines.backends import onnxruntime
 from engineworks.engines.engine_session import load_engine
 from engineworks.engines.verified import private_copy, verified_engine
 from engineworks.errors import RunError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 
 TARGET = {"backend": "onnxruntime", "compute_capability": [], "options": {}}
 FEEDS = {"x": np.full((1, 4), 0.25, np.float32)}

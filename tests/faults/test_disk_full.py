@@ -16,8 +16,9 @@ from conftest import STEPS
 from engineworks.builds.record_note import note_used_by
 from engineworks.builds.step import run_step
 from engineworks.errors import StoreError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool, default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store

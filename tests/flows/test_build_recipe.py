@@ -17,7 +17,7 @@ from engineworks.builds.command import build_plans
 from engineworks.builds.results import BuildResult
 from engineworks.engines.peers import PEERS
 from engineworks.errors import RecipeError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings, read_settings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import ReleaseResult

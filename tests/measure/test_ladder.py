@@ -13,7 +13,7 @@ from engineworks.builds.ladders import ladders
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
 from engineworks.engines.backends import backend
 from engineworks.errors import PatternError, PrecisionError, RecipeError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.estimate import estimate_time
 from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose, ladder_statements

@@ -21,8 +21,9 @@ from engineworks.builds.step import run_step
 from engineworks.cli import _run
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError, TrustError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
@@ -59,6 +60,7 @@ def masked(text: str, root: Path) -> str:
 def rendered(case: object, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The case as it is on the terminal: the command, both streams, the exit code."""
     monkeypatch.delenv("COLUMNS", raising=False)  # the same width wherever the tests run
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # of the server that tests/flows keep in this process
     monkeypatch.setattr("sys.stdin", io.StringIO())
     case.prepare()  # type: ignore[attr-defined]
     for name, value in case.environment.items():  # type: ignore[attr-defined]

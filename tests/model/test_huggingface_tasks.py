@@ -13,8 +13,8 @@ from conftest import TARGETS
 from text_model import WORDS, write_tokenizer
 
 from engineworks.builds.step import run_step
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store

@@ -11,7 +11,8 @@ import pytest
 from by_hand import by_hand
 from conftest import RECIPE
 
-from engineworks.fingerprint import FileDigests, digest_file, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests, digest_file
 from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.plan.champion_comparison import conditions_of

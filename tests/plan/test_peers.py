@@ -8,7 +8,7 @@ import pytest
 
 from engineworks.builds.schedule import Schedule
 from engineworks.engines.peers import ort_cpu, ort_cuda
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store

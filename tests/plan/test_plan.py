@@ -12,7 +12,8 @@ import pytest
 from conftest import free_height, tiny_model
 
 from engineworks.errors import TargetError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.triton import NO_SERVER
 from engineworks.plan.differences import changes
 from engineworks.plan.plan import Plan, plan_recipe, verify_stored

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import RECIPE
 
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.remeasure import measured_again

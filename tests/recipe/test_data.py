@@ -12,7 +12,8 @@ from conftest import TARGETS, free_height
 from text_model import RECIPE, mood_model, write_moods  # noqa: F401
 
 from engineworks.errors import RecipeError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.documents import Documents
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 

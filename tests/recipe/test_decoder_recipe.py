@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import RecipeError, SamplesError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.datasets.decoder_text import read_texts
 from engineworks.recipe.load import load_recipe

@@ -11,7 +11,7 @@ import typer.main
 
 from engineworks.cli import _run, app
 from engineworks.errors import InputError, TargetError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe, plan_recipes
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.selection import select

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import RecipeError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.smoke import SAMPLES, Mode, in_mode

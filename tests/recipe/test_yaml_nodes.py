@@ -39,9 +39,23 @@ WRONG = {
         "r.yaml: lists or mappings are nested more than 100",
     ),
     "deep": ("a: " + "[" * 3000, "r.yaml: lists or mappings are nested more than 100 deep"),
+    "beyond Unicode": ('a: "\\U00110000"', r"r.yaml:1:5: '\U00110000' names no character; the last one is \U0010FFFF"),
 }
 
 
+@pytest.fixture(params=[True, False], ids=["libyaml", "without libyaml"])
+def libyaml(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the C parser, which requirements.txt brings, and as on a platform that has no wheel of it."""
+    import ruamel.yaml.main
+
+    yaml_nodes._compose.cache_clear()
+    if request.param:
+        assert ruamel.yaml.main.CParser is not None
+    else:
+        monkeypatch.setattr(ruamel.yaml.main, "CParser", None)
+
+
+@pytest.mark.usefixtures("libyaml")
 @pytest.mark.parametrize("case", WRONG, ids=list(WRONG))
 def test_wrong_yaml_is_one_message_with_its_place(case: str) -> None:
     text, message = WRONG[case]

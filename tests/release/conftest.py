@@ -16,8 +16,8 @@ from release_record import record
 from engineworks.builds.passport import recipe_origin, with_passport
 from engineworks.builds.results import BuildResult, EngineResult, engine_result
 from engineworks.builds.step import run_step
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings

@@ -18,7 +18,7 @@ from engineworks.engines.engine_session import load_engine
 from engineworks.engines.passport import read_passport, verify_folder
 from engineworks.engines.signing import Trust
 from engineworks.errors import TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 
 
 def folder_with_passport(built: Any, to: Path) -> Path:

@@ -41,6 +41,7 @@ def world(recorded: tuple[Any, BuildResult], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.chdir(built.root)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load`
     return built, result, open_tracking(built.settings.artifacts, None)
 
 
@@ -68,9 +69,8 @@ def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too
 def load(uri: str, tracking: Tracking) -> Any:
     import mlflow
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
-        return mlflow.pyfunc.load_model(uri)
+    mlflow.set_tracking_uri(tracking.uri)
+    return mlflow.pyfunc.load_model(uri)
 
 
 def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any) -> None:

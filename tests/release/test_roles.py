@@ -21,7 +21,7 @@ from engineworks.engines.known_statements import KnownStatements
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statement
 from engineworks.errors import EngineworksError, InputError, TrustError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.model.runtime.ort_forms import FORMS, sign
 from engineworks.package.package import write_package
 from engineworks.package.triton_engines import open_packaged
@@ -110,9 +110,8 @@ class World:
     def load_by_mlflow(self) -> None:
         import mlflow
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", self.tracking.uri)
-            mlflow.pyfunc.load_model(self.slot.uri())
+        mlflow.set_tracking_uri(self.tracking.uri)
+        mlflow.pyfunc.load_model(self.slot.uri())
 
     def package(self) -> Path:
         folder = self.folder / f"champions-{len(list(self.folder.iterdir()))}"
@@ -139,6 +138,7 @@ def world(recorded: tuple[Any, BuildResult], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.setenv(KNOWN_STATEMENTS, str(tmp_path / "known"))
     monkeypatch.chdir(built.root)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load_by_mlflow`
     return World(built, result, trust_mine(tmp_path, monkeypatch), tmp_path, f"roles-{next(NUMBERS)}")
 
 

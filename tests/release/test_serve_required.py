@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engineworks.builds.results import EngineResult, engine_result
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import release_engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -18,8 +19,8 @@ from engineworks.cli import _run
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.package.package import PackagedEngine, write_package
 from engineworks.plan.plan import plan_recipe
@@ -47,6 +48,17 @@ def models(built: Any, tmp_path: Path, server: InstalledServer) -> Path:
     packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
     write_package(built.plan.loaded, [packaged], tmp_path / "models", available=server.available)
     return tmp_path / "models"
+
+
+def ended(pid: int) -> bool:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], 5)[0])
+    finally:
+        os.close(process)
 
 
 IMAGE = {"image": np.ones((2, 1, 4, 4), np.float32)}
@@ -123,7 +135,8 @@ def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
     monkeypatch.setattr(step, "_load", kill)
     with pytest.raises(RunError, match="the Triton server was ended by SIGKILL"):
         step.run(job)
-    assert pids
+    assert len(pids) > 1
+    assert all(map(ended, pids))
     assert not (tmp_path / "serving.json").exists()
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
 

@@ -14,7 +14,7 @@ from conftest import tiny_model
 from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError, EngineworksError, ModelError, SamplesError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.steps import calibrate, lower
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec

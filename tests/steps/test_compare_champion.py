@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.backends.base import Serving
 from engineworks.errors import RunError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.measure.champion import Champion
 from engineworks.measure.regression import CONFIDENCE, LOOKS
 from engineworks.plan.champion_lookup import ChampionError

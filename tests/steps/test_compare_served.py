@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.engines import backends
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.measure import served as served_limits
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, judge

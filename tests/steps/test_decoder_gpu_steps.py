@@ -17,7 +17,7 @@ from engineworks.engines.backends import onnxruntime, tensorrt_rtx
 from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import TrustError, UnsupportedError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.latency import Sampling

@@ -11,7 +11,7 @@ import pytest
 from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import RunError
-from engineworks.fingerprint import FileDigests
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.plan.plan import plan_recipe

@@ -15,7 +15,7 @@ from conftest import tiny_model
 
 from engineworks.engines.backends.base import RunTimes, Serving
 from engineworks.errors import RunError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.steps import measure
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.step_job import StepJob

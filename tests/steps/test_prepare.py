@@ -12,8 +12,8 @@ from conftest import TARGETS
 from text_model import WORDS, write_moods, write_tokenizer
 
 from engineworks.builds.step import run_step
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.prepared import notes_of_data, stored_evaluation
 from engineworks.recipe.load import load_recipe

@@ -14,8 +14,8 @@ from conftest import RECIPE, TARGETS, tiny_model
 
 from engineworks.builds.step import run_step
 from engineworks.errors import RecipeError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings

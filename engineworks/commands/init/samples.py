@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engineworks.commands.init.draft import DataFile
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, image_names
 from engineworks.recipe.datasets.tables import look_at
 from engineworks.recipe.npz import ArrayHeader, read_headers
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 LABEL_COLUMNS = ("label", "labels")

@@ -22,7 +22,7 @@ from engineworks.commands.init.render import GUESS, render
 from engineworks.commands.init.samples import OTHER_LABELS, OwnData, match_images, match_samples, match_texts
 from engineworks.commands.init.trials import Trials, count_not_finite, try_lengths
 from engineworks.commands.init.values import write_stand_in
-from engineworks.errors import InputError, StepError
+from engineworks.errors import InputError, StepError, did_you_mean
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.datasets.decoder_text import PLAIN
 from engineworks.recipe.datasets.pictures import BY_FOLDER
@@ -30,7 +30,6 @@ from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.recipe.recipe import CALIBRATED, PRECISIONS
 from engineworks.settings import Settings, find_repository
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim
 
 SCHEMA = "recipe.schema.json"

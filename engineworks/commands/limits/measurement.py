@@ -10,8 +10,8 @@ from engineworks.builds.progress import listener
 from engineworks.builds.step import run_step
 from engineworks.engines.engine_session import read_sidecar
 from engineworks.errors import EngineworksError, StepError, TrackingError
-from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.suggested_limits import Evidence, Suggestion, suggest_limits
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes

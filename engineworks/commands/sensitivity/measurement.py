@@ -12,9 +12,10 @@ from typing import Any
 
 from engineworks.builds.progress import listener
 from engineworks.builds.step import run_step
-from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError, did_you_mean
+from engineworks.fingerprint import digest_of
 from engineworks.host.child import default_pool
+from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.decoder_documents import documents_of
@@ -30,7 +31,6 @@ from engineworks.settings import Settings
 from engineworks.store.leases import Lease
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-from engineworks.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

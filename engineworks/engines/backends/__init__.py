@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from engineworks.engines.backends.base import Backend, Builder, Runner
-from engineworks.errors import TargetError
-from engineworks.suggest import did_you_mean
+from engineworks.errors import TargetError, did_you_mean
 
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "engineworks.engines.backends.onnxruntime",

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from engineworks.errors import TargetError
-from engineworks.suggest import did_you_mean
+from engineworks.errors import TargetError, did_you_mean
 from engineworks.tensors import Profile, TensorSpec
 
 if TYPE_CHECKING:

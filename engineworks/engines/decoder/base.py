@@ -67,6 +67,25 @@ class DecoderSession(Protocol):
     def close(self) -> None: ...
 
 
+class Streams:
+    """The streams of a session of ours, and how many positions the cache of each holds."""
+
+    def __init__(self, interface: DecoderInterface, streams: int) -> None:
+        self._interface, self._lengths = interface, [0] * streams
+
+    @property
+    def interface(self) -> DecoderInterface:
+        return self._interface
+
+    @property
+    def streams(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return tuple(self._lengths)
+
+
 class PromptRunner(Protocol):
     """What is timed of a decoder, an engine or a peer: prompts of all streams at once, all of one length, and steps."""
 

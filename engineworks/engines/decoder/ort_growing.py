@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.engines.decoder.base import Logits, Tokens, check_tokens
+from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.runtime.ort_errors import ort_errors, plain
@@ -21,30 +21,18 @@ from engineworks.model.runtime.ort_errors import ort_errors, plain
 Caches = dict[str, NDArray[Any]]
 
 
-class OrtGrowingDecoder:
+class OrtGrowingDecoder(Streams):
     """Satisfies `base.DecoderSession`. session: an `InferenceSession`."""
 
     def __init__(self, session: Any, interface: DecoderInterface, streams: int) -> None:
-        self._session, self._interface = session, interface
+        super().__init__(interface, streams)
+        self._session = session
         types = {i.name: i.type for i in session.get_inputs()}
         self._ids_type = np.int32 if types[interface.ids] == "tensor(int32)" else np.int64
         self._dtypes = {
             c.input: np.float16 if types[c.input] == "tensor(float16)" else np.float32 for c in interface.caches
         }
-        self._lengths = [0] * streams
         self._groups: dict[tuple[int, ...], Caches] = {}
-
-    @property
-    def interface(self) -> DecoderInterface:
-        return self._interface
-
-    @property
-    def streams(self) -> int:
-        return len(self._lengths)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return tuple(self._lengths)
 
     @property
     def notes(self) -> Sequence[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.engines.decoder.base import Logits, Tokens, check_tokens, runs_of
+from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens, runs_of
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.runtime.ort_errors import ort_errors, plain
@@ -26,11 +26,12 @@ class _Bound:
     logits: NDArray[Any]
 
 
-class OrtInPlaceDecoder:
+class OrtInPlaceDecoder(Streams):
     """Satisfies `base.DecoderSession`. session: an `InferenceSession`."""
 
     def __init__(self, session: Any, interface: DecoderInterface, streams: int) -> None:
-        self._session, self._interface = session, interface
+        super().__init__(interface, streams)
+        self._session = session
         types = {i.name: i.type for i in session.get_inputs()}
         self._ids_type = np.int32 if types[interface.ids] == "tensor(int32)" else np.int64
         self._caches = {
@@ -38,20 +39,7 @@ class OrtInPlaceDecoder:
         }
         logits = next(o for o in session.get_outputs() if o.name == interface.logits)
         self._logits_type = _dtype(logits.type)
-        self._lengths = [0] * streams
         self._bound: dict[tuple[int, int], _Bound] = {}
-
-    @property
-    def interface(self) -> DecoderInterface:
-        return self._interface
-
-    @property
-    def streams(self) -> int:
-        return len(self._lengths)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return tuple(self._lengths)
 
     @property
     def notes(self) -> Sequence[str]:

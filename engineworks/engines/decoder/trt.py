@@ -32,7 +32,7 @@ from engineworks.engines.backends._trt_load import opened
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tf32 import follow_switch
 from engineworks.engines.backends.base import Serving
-from engineworks.engines.decoder.base import Logits, Tokens, check_tokens
+from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.engines.decoder.parts import Part, pieces, windows
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-class TrtDecoder:
+class TrtDecoder(Streams):
     """Satisfies `base.DecoderSession`. folder: holds the parts' files. cache: a folder for kernels that are compiled
     for this GPU. Raises `RunError`, `DeviceMemoryError` where engines and caches do not fit into the GPU's memory."""
 
@@ -54,7 +54,8 @@ class TrtDecoder:
         trt = vendor.load()
         used = [p for p in parts if p.batch <= streams]
         _check_memory(folder, used, interface, streams)
-        self._interface, self._lengths, self._graphs = interface, [0] * streams, True
+        super().__init__(interface, streams)
+        self._graphs = True
         self._notes, self._stream, self._errors = list[str](), Stream(), RunErrors(trt)
         self._caches = {c.input: DeviceBuffer() for c in interface.caches}
         self._row_bytes = _row_bytes(interface)
@@ -69,18 +70,6 @@ class TrtDecoder:
                 dialect = dialect_of(trt, loaded[1], serving, own_cache, rtx=vendor.rtx)
                 self._engines[part.batch, part.tokens] = _Engine(part, loaded, dialect, interface, self._errors)
                 self._bind(part.batch, part.tokens, 0)
-
-    @property
-    def interface(self) -> DecoderInterface:
-        return self._interface
-
-    @property
-    def streams(self) -> int:
-        return len(self._lengths)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return tuple(self._lengths)
 
     @property
     def notes(self) -> Sequence[str]:

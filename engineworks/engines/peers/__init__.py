@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from engineworks.engines.peers.base import Peer
-from engineworks.errors import InputError
-from engineworks.suggest import did_you_mean
+from engineworks.errors import InputError, did_you_mean
 
 PEERS: Mapping[str, str] = {
     "pytorch": "engineworks.engines.peers.pytorch",

@@ -82,11 +82,12 @@ def load_decoder(model: PeerModel, streams: int) -> GenaiDecoder:
 def _built(source: Path, precision: str) -> Path:
     """Return the folder with the graph, built once per process and removed at its end."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    from onnxruntime_genai.models.builder import create_model
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     out = Path(mkdtemp(prefix="engineworks-genai-"))
     atexit.register(shutil.rmtree, out, ignore_errors=True)
-    create_model("", str(source), str(out), precision, "cpu", str(out / "cache"))
+    given = ("", str(source), str(out), precision, "cpu", str(out / "cache"))
+    create_model(*given, **parse_extra_options(*given, {}))
     path = out / "genai_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = cpu.usable_cores()

@@ -1,7 +1,7 @@
-"""Runs code of a recipe's author in a process of its own, which ends with it.
+"""Runs the code that a recipe names in a process of its own.
 
 A sandbox runs a function of ours, `module:function`, that loads and calls the user's code. It takes plain values and
-arrays, and gives back the same over one pipe, which nobody trusts: the user's code may write anything to it.
+arrays, and returns them over one pipe. The reader trusts nothing from it: the user's code may write there too.
 
 - Its process does nothing before and nothing after: no other recipe, no other step. It knows no folder of the store,
   and no variable that names one or holds a key.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ModelError, SamplesError
-from engineworks.fingerprint import digest_file, digest_of
+from engineworks.fingerprint import digest_of
+from engineworks.host.file_digests import digest_file
 from engineworks.model.calibrate.inputs import InputStatistics
 from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.model.onnx_files import model_files

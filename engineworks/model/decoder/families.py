@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import ModelError
+from engineworks.errors import ModelError, did_you_mean
 from engineworks.store.json_files import read_json_object
-from engineworks.suggest import did_you_mean
 
 FAMILIES: Mapping[str, str] = {
     "apertus": "Apertus", "arcee": "Arcee", "cohere": "Cohere", "cohere2": "Cohere 2", "deepseek_v3": "DeepSeek-V3",

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engineworks.errors import ExportError, ModelError
+from engineworks.errors import ExportError, ModelError, did_you_mean
 from engineworks.model.export.interface import ExportReport, Interface, require_packages, versions_of
 from engineworks.store.json_files import read_json_object
-from engineworks.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engineworks.errors import ModelError
+from engineworks.errors import ModelError, did_you_mean
+from engineworks.host.regular_files import open_regular
 from engineworks.model.soundness import external_number, shown
-from engineworks.regular_files import open_regular
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim, TensorSpec
 
 _GRAPH, _OPSET, _METADATA = 7, 8, 14  # ModelProto

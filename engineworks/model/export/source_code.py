@@ -19,8 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
-from engineworks.errors import ExportError, ModelError
-from engineworks.suggest import did_you_mean
+from engineworks.errors import ExportError, ModelError, did_you_mean
 
 WRITES = "a recipe's code may write below its temporary folder only (module tempfile)"
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.recipe.datasets.preparation import Preparation
 from engineworks.recipe.datasets.tables import SUFFIXES, look_at, read_rows
 from engineworks.recipe.datasets.text import FAST_FILE, tokenizer_files, tokenizer_settings
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.recipe.samples import SampleFile
-from engineworks.suggest import did_you_mean
 
 PLAIN = ".txt"
 DEFAULT_WIDTH, DEFAULT_TEXTS = 256, 32

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.host.packages import LazyModule
-from engineworks.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np

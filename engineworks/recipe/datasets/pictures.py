@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.recipe.datasets.labels import in_order, is_name, label_numbers
 from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation
 from engineworks.recipe.datasets.tables import look_at, read_rows
 from engineworks.recipe.datasets.text import counted
 from engineworks.recipe.samples import SampleFile
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")

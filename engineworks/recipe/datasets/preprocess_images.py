@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
+from engineworks.host.regular_files import open_regular
 from engineworks.model.export.interface import require_packages
-from engineworks.regular_files import open_regular
 from engineworks.tensors import TensorSpec
 
 MOST_PIXELS = 1 << 26

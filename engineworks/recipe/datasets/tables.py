@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engineworks.errors import SamplesError
-from engineworks.regular_files import open_regular
+from engineworks.host.regular_files import open_regular
 from engineworks.store.json_files import parse_json
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import SamplesError
+from engineworks.errors import SamplesError, did_you_mean
 from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.datasets.labels import label_numbers
 from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation, Ragged, longest_for_all
 from engineworks.recipe.datasets.tables import look_at
 from engineworks.recipe.samples import SampleFile
 from engineworks.store.json_files import read_json_object
-from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 FIELDS = ("input_ids", "attention_mask", "token_type_ids")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import EngineworksError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.measure.served_checks import MOVED, ROUNDED
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import load_model, save_model

@@ -19,7 +19,7 @@ from engineworks.engines.decoder.trial import generate_once
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError, UnsupportedError
-from engineworks.fingerprint import digest_file
+from engineworks.host.file_digests import digest_file
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.decoder.static import fix_shape
 from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files, save_model

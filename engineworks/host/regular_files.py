@@ -49,7 +49,8 @@ def resolved(path: Path) -> Path:
     try:
         path = path.resolve()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            path.lstat()  # a name that is too long, or none at all
+            if stat.S_ISLNK(path.lstat().st_mode):  # also a name that is too long, or none at all
+                raise RuntimeError  # what Python before 3.13 raises for a loop
         return path
     except RuntimeError:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
@@ -60,6 +61,10 @@ def resolved(path: Path) -> Path:
 def check_regular(path: Path, mode: int) -> None:
     """Raises `OSError` unless it is the mode (stat(2)) of a regular file."""
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in KINDS if test(mode)), "is no file")
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        raise OSError(number, f"{kind}, not a regular file", str(path))
+        raise OSError(number, f"{kind_of(mode)}, not a regular file", str(path))
+
+
+def kind_of(mode: int) -> str:
+    """Say what has this mode (stat(2)) and is no regular file: 'is a folder'."""
+    return next((name for test, name in KINDS if test(mode)), "is no file")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.fingerprint import FileDigests, canonical_json, digest_of
+from engineworks.fingerprint import canonical_json, digest_of
+from engineworks.host.file_digests import FileDigests
 
 
 def test_equal_values_have_equal_digests_whatever_their_order() -> None:
@@ -35,7 +36,7 @@ def test_a_remembered_digest_is_used_and_a_changed_file_is_read_again(
     path, memory = tmp_path / "file", tmp_path / "memory.db"
     path.write_bytes(b"one")
     old(path)
-    monkeypatch.setattr("engineworks.fingerprint.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("engineworks.host.file_digests.RACY_SECONDS", 0.0)
     first = FileDigests(memory)
     assert first.digest(path) == hashlib.sha256(b"one").hexdigest()
     first.save()
@@ -44,7 +45,7 @@ def test_a_remembered_digest_is_used_and_a_changed_file_is_read_again(
         raise AssertionError(f"{path} was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("engineworks.fingerprint.digest_file", never)
+        patch.setattr("engineworks.host.file_digests.digest_file", never)
         assert FileDigests(memory).digest(path) == hashlib.sha256(b"one").hexdigest()
     path.write_bytes(b"two")
     assert FileDigests(memory).digest(path) == hashlib.sha256(b"two").hexdigest()
@@ -53,7 +54,7 @@ def test_a_remembered_digest_is_used_and_a_changed_file_is_read_again(
 def test_same_size_and_same_times_in_another_file_are_not_mistaken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineworks.fingerprint.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("engineworks.host.file_digests.RACY_SECONDS", 0.0)
     path, memory = tmp_path / "file", tmp_path / "memory.db"
     path.write_bytes(b"one")
     old(path)

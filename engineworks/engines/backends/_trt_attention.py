@@ -7,7 +7,7 @@ the model as it is first. If an Attention was the reason, it tries again with ev
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.model.fold.shapes import infer_shapes
 from engineworks.model.fold.tidy import drop_unused
@@ -54,7 +54,7 @@ def _body_of(node: onnx.NodeProto, types: dict[str, onnx.TypeProto], opset: int)
     """The standard's function of this node, whose types and omitted inputs decide what it holds."""
     import onnx
 
-    schema = onnx.defs.get_schema(node.op_type, opset)
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # onnx 1.23's types lack this method
     given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     try:
         body = schema.get_context_dependent_function(node.SerializeToString(), given)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from conftest import tiny_model
 from onnx import helper, numpy_helper
+from release_record import load_by_mlflow
 
 from engineworks.builds.results import BuildResult
 from engineworks.host.gpu import first_gpu
@@ -69,11 +70,7 @@ def release(only: str) -> ReleaseResult:
 
 def the_champion_answers(settings: Settings) -> None:
     """It is an MLflow model."""
-    import mlflow
-
-    tracking = open_tracking(settings.artifacts, None)
-    mlflow.set_tracking_uri(tracking.uri)
-    model = mlflow.pyfunc.load_model("models:/tiny@champion-gpu-fp16")
+    model = load_by_mlflow("models:/tiny@champion-gpu-fp16", open_tracking(settings.artifacts, None))
     with np.load("recipes/test.npz") as test:
         found = model.predict({"image": test["image"]})["logits"]
         right = float((np.asarray(found).argmax(axis=-1) == test["label"]).mean())

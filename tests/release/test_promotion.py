@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from by_hand import by_hand
 from release_keys import trust_mine
+from release_record import load_by_mlflow
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict
 from engineworks.cli import _run
@@ -41,7 +42,6 @@ def world(recorded: tuple[Any, BuildResult], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.chdir(built.root)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load`
     return built, result, open_tracking(built.settings.artifacts, None)
 
 
@@ -64,13 +64,6 @@ def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too
         return replace(engine, verdict=word, checks=checks) if "/int8/" in engine.id else engine
 
     return replace(result, engines=tuple(map(change, result.engines)))
-
-
-def load(uri: str, tracking: Tracking) -> Any:
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking.uri)
-    return mlflow.pyfunc.load_model(uri)
 
 
 def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any) -> None:
@@ -253,7 +246,7 @@ def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
 def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: Any) -> None:
     built, result, tracking = world
     release(named(built, "runs"), result, tracking)
-    model = load("models:/runs@champion-cpu-int8", tracking)
+    model = load_by_mlflow("models:/runs@champion-cpu-int8", tracking)
     feeds = example_feeds(built.plan)
     assert feeds["image"].shape == (2, 1, 4, 4)
     from engineworks.engines.backends import onnxruntime
@@ -280,10 +273,10 @@ def stored_engine(tracking: Tracking, model: str, precision: str = "int8") -> Pa
 def test_a_model_that_was_tampered_with_is_not_loaded(world: Any, alter: Callable[[Path], None]) -> None:
     built, result, tracking = world
     release(named(built, "tampered"), result, tracking)
-    load("models:/tampered@champion-cpu-int8", tracking)
+    load_by_mlflow("models:/tampered@champion-cpu-int8", tracking)
     alter(stored_engine(tracking, "tampered"))
     with pytest.raises(TrustError, match="engine: was altered"):
-        load("models:/tampered@champion-cpu-int8", tracking)
+        load_by_mlflow("models:/tampered@champion-cpu-int8", tracking)
 
 
 def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
@@ -293,17 +286,19 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
     release(named(built, "unsigned"), result, tracking)
     trust_mine(tmp_path, monkeypatch)
     with pytest.raises(TrustError, match="is not signed, and ENGINEWORKS_TRUSTED_KEYS asks for a signature"):
-        load("models:/unsigned@champion-cpu-int8", tracking)
+        load_by_mlflow("models:/unsigned@champion-cpu-int8", tracking)
     signed = replace(result, engines=tuple(built.engine(e.id) for e in built.plan.engines))
     release(named(built, "signed"), signed, tracking)
-    assert load("models:/signed@champion-cpu-int8", tracking).predict(example_feeds(built.plan))["logits"].shape == (
+    assert load_by_mlflow("models:/signed@champion-cpu-int8", tracking).predict(example_feeds(built.plan))[
+        "logits"
+    ].shape == (
         2,
         3,
     )
     assert tracking.registry().get(Slot("signed", "cpu", "int8")).tags["engineworks.signed_by"]
     trust_mine(tmp_path / "another", monkeypatch)
     with pytest.raises(TrustError, match="which is not trusted here"):
-        load("models:/signed@champion-cpu-int8", tracking)
+        load_by_mlflow("models:/signed@champion-cpu-int8", tracking)
 
 
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +306,7 @@ def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: 
     release(named(built, "elsewhere"), result, tracking)
     monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
-        load("models:/elsewhere@champion-cpu-int8", tracking)
+        load_by_mlflow("models:/elsewhere@champion-cpu-int8", tracking)
     assert str(caught.value) == (
         "tiny/int8/cpu cannot be run here: there is no such GPU here; load it on a host of target 'cpu', "
         "or load another engine of this model"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from by_hand import by_hand
 from release_keys import trust_mine
+from release_record import load_by_mlflow
 
 import engineworks
 from engineworks.builds.results import BuildResult, EngineResult
@@ -108,10 +109,7 @@ class World:
         engineworks.load(self.slot.uri()).close()
 
     def load_by_mlflow(self) -> None:
-        import mlflow
-
-        mlflow.set_tracking_uri(self.tracking.uri)
-        mlflow.pyfunc.load_model(self.slot.uri())
+        load_by_mlflow(self.slot.uri(), self.tracking)
 
     def package(self) -> Path:
         folder = self.folder / f"champions-{len(list(self.folder.iterdir()))}"
@@ -138,7 +136,6 @@ def world(recorded: tuple[Any, BuildResult], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.setenv(KNOWN_STATEMENTS, str(tmp_path / "known"))
     monkeypatch.chdir(built.root)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load_by_mlflow`
     return World(built, result, trust_mine(tmp_path, monkeypatch), tmp_path, f"roles-{next(NUMBERS)}")
 
 

@@ -1,14 +1,12 @@
-"""A build on record in MLflow as the flow leaves it, without Prefect; and its models through MLflow's own loader."""
+"""A build on record in MLflow as the flow leaves it, without Prefect."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from engineworks.builds.results import BuildResult, StepCounts
 from engineworks.builds.to_mlflow import engine_record
-from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.tracking.runs import open_tracking
 
 
 def record(built: Any) -> BuildResult:
@@ -19,12 +17,3 @@ def record(built: Any) -> BuildResult:
         for engine in engines:
             run.record_engine(engine_record(built.plan, engine))
     return BuildResult(built.plan.recipe, run.run_id, engines, built.plan.refused, StepCounts())
-
-
-def load_by_mlflow(uri: str, tracking: Tracking) -> Any:
-    """The model as a user gets it who names this database."""
-    import mlflow
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
-        return mlflow.pyfunc.load_model(uri)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from by_hand import by_hand
 from release_keys import trust_mine
-from release_record import load_by_mlflow
 
 import engineworks
 from engineworks.builds.results import BuildResult, EngineResult
@@ -30,9 +29,9 @@ from engineworks.release.promotion import ReleaseResult, champions_before, relea
 from engineworks.release.sources import champion_engines
 from engineworks.settings import KNOWN_STATEMENTS
 from engineworks.tracking.aliases import Slot
-from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.tracking.runs import Tracking, default_uri, open_tracking
 
-pytest.importorskip("mlflow")
+mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 NUMBERS = count()
@@ -109,7 +108,7 @@ class World:
         engineworks.load(self.slot.uri()).close()
 
     def load_by_mlflow(self) -> None:
-        load_by_mlflow(self.slot.uri(), self.tracking)
+        mlflow.pyfunc.load_model(self.slot.uri())
 
     def package(self) -> Path:
         folder = self.folder / f"champions-{len(list(self.folder.iterdir()))}"
@@ -131,8 +130,8 @@ def key() -> Signer:
 @pytest.fixture
 def world(recorded: tuple[Any, BuildResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     built, result = recorded
-    for name in ("ENGINEWORKS_STORE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ENGINEWORKS_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(built.settings.artifacts))  # MLflow's own loader reads it
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.setenv(KNOWN_STATEMENTS, str(tmp_path / "known"))
     monkeypatch.chdir(built.root)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.graphs import names_read, set_nodes, subgraphs
+from engineworks.model.graphs import names_read, set_nodes
 from engineworks.steps.blame.graph import Graph, Values, label, value_info
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _scanned(graph: Graph, scan: onnx.NodeProto, values: Values) -> list[Array]:
 
 def _as_model(
     graph: Graph, node: onnx.NodeProto, name: str, given: Sequence[Array], values: Values
-) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
+) -> tuple[onnx.ModelProto, Feeds]:
     """The node's graph `name` with what it reads from outside as inputs."""
     import onnx
 

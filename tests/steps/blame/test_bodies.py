@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ class Overflowing:
     def __init__(self, *, crashes: bool) -> None:
         self.crashes, self.builds = crashes, 0
 
-    def probe(self, model: onnx.ModelProto, feeds: Mapping[str, Any], wanted: Mapping[str, Any]) -> Answer:
+    def probe(
+        self, model: onnx.ModelProto, feeds: Mapping[str, Any], wanted: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> Answer:  # fmt: skip
         self.builds += 1
         part = onnx.ModelProto()
         part.CopyFrom(model)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from engineworks.recipe.numbers import Length
 from engineworks.recipe.part import Part
+from engineworks.recipe.two_forms import as_numbers, numbers_schema
 
 
 class Decoder(Part):
     """A decoder language model with a KV cache."""
 
-    context: Length = Field(description="positions that the cache holds: tokens of prompt and continuation")
+    context: Annotated[tuple[Length, ...], BeforeValidator(as_numbers)] = Field(
+        min_length=1,
+        description="positions that the cache holds: tokens of prompt and continuation; a list: an engine each",
+        json_schema_extra=numbers_schema,
+    )
     cache: dict[str, str] = Field(
         default_factory=dict, description="of an ONNX file: cache input: its output; default: by their usual names"
     )
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest cache."""
+        return max(self.context)

@@ -45,7 +45,7 @@ RAISES = [
 ENDS = [
     "os._exit(0)",
     "os.kill(os.getpid(), signal.SIGKILL)",
-    r'''[os.write(fd, b'{"value": {"names": 1}}\n') for fd in range(3, 9) if os.path.exists(f"/dev/fd/{fd}")]''',
+    r"""[os.write(fd, b'{"value": {"names": 1}}\n') for fd in range(3, 9) if os.path.exists(f"/dev/fd/{fd}")]""",
     "shutil.rmtree(os.environ['TMPDIR'], True); os.fork() or (os.setsid(), os.fork() or time.sleep(600)); sys.exit()",
 ]
 """They take the sandbox with them, or write into its answer."""

@@ -24,7 +24,7 @@ class DecoderDocuments(Documents):
     def export(self) -> tuple[Document, Unkeyed]:
         kind, decoder = self._files.kind, self.recipe.model.decoder
         assert decoder is not None
-        params = {"source": kind, "decoder": {"context": decoder.longest, "cache": decoder.cache}}
+        params = {"source": kind, "decoder": decoder.model_dump(mode="json") | {"context": decoder.longest}}
         digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
         unkeyed = {
             "source": self._files.source,

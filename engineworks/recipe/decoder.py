@@ -143,9 +143,10 @@ def _source(recipe: Recipe, node: Node) -> Iterator[Problem]:
             yield Problem(place, f"a decoder cannot come from '{kind}'", "give huggingface: FOLDER, or onnx: FILE")
     if source.task is not None:
         yield Problem(node.key_place(("model", "source", "task")), "a decoder has no 'task'", "remove it")
-    if decoder.cache and source.onnx is None:
-        place = node.key_place(("model", "decoder", "cache"))
-        yield Problem(place, "'cache' names tensors of an ONNX file, and the source is none", "remove it")
+    for key, what in (("cache", "tensors"), ("ties", "dimensions")):
+        if getattr(decoder, key) and source.onnx is None:
+            place = node.key_place(("model", "decoder", key))
+            yield Problem(place, f"'{key}' names {what} of an ONNX file, and the source is none", "remove it")
 
 
 def _contexts(recipe: Recipe, node: Node) -> Iterator[Problem]:

@@ -62,9 +62,10 @@ def _interface(finder: Finder, where: Where, decoder: Decoder) -> DecoderInterfa
         for declared in (finder.outline.inputs, finder.outline.outputs)
     )
     try:
-        return read_interface(inputs, outputs, decoder.longest, decoder.cache)
+        return read_interface(inputs, outputs, decoder.longest, decoder.cache, decoder.ties)
     except ModelError as error:
-        about = (*_DECODER, "cache") if decoder.cache else where
+        given = next((key for key in ("ties", "cache") if getattr(decoder, key)), None)
+        about = (*_DECODER, given) if given else where
         finder.add(about, error.message, error.hint)
         return None
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from engineworks.recipe.numbers import Length
-from engineworks.recipe.part import Part
+from engineworks.recipe.part import DimName, Part
 from engineworks.recipe.two_forms import as_numbers, numbers_schema
+
+Sum = Annotated[str, StringConstraints(pattern=r"^\s*\w+(\s*\+\s*\w+)*\s*$", max_length=200)]
+"""Names of dimensions and whole numbers, such as 'past + sequence'."""
 
 
 class Decoder(Part):
@@ -21,6 +24,11 @@ class Decoder(Part):
     )
     cache: dict[str, str] = Field(
         default_factory=dict, description="of an ONNX file: cache input: its output; default: by their usual names"
+    )
+    ties: dict[DimName, Sum] = Field(
+        default_factory=dict,
+        description="of an ONNX file whose cache grows: a dimension of its mask or its cache outputs, and the sum that "
+        "it is, e.g. total: past + sequence",
     )
 
     @property

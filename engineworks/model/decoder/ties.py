@@ -16,7 +16,8 @@ WHOLE: tuple[Term, ...] = ("past", "sequence")
 
 def total_of(terms: Sequence[Term], past: int, sequence: int) -> int:
     """Return the length of a tied dimension."""
-    return sum({"past": past, "sequence": sequence}.get(str(term), int(term) if isinstance(term, int) else 0) for term in terms)
+    lengths = {"past": past, "sequence": sequence}
+    return sum(term if isinstance(term, int) else lengths[term] for term in terms)
 
 
 def read_ties(

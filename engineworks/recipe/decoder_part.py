@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.numbers import Length
 from engineworks.recipe.part import DimName, Part
 from engineworks.recipe.two_forms import as_numbers, numbers_schema
 
-Sum = Annotated[str, StringConstraints(pattern=r"^\s*\w+(\s*\+\s*\w+)*\s*$", max_length=200)]
-"""Names of dimensions and whole numbers, such as 'past + sequence'."""
+_SUM = re.compile(r"\s*\w+(\s*\+\s*\w+)*\s*")
+
+
+def _sum(value: str) -> str:
+    if not _SUM.fullmatch(value):
+        raise PydanticCustomError("sum", "it should be a sum of dimensions and whole numbers, such as past + sequence")
+    return value
+
+
+Sum = Annotated[str, StringConstraints(max_length=200), AfterValidator(_sum)]
 
 
 class Decoder(Part):

@@ -147,7 +147,19 @@ def test_attention_with_a_kernel_is_left_whole(request_for: RequestFor, graph_of
     assert "attention" not in report.details
 
 
-def test_an_input_that_the_parser_drops_is_refused_by_name(request_for: RequestFor, graph_of: GraphOf) -> None:
+def test_attention_with_omitted_inputs_is_built_from_smaller_operators(
+    request_for: RequestFor, graph_of: GraphOf
+) -> None:
+    model = attention(graph_of, TensorProto.FLOAT16, 64, "", "", "", "lengths")
+    report = tensorrt_rtx.build(request_for(model, "fp16", ("8.9",)), quiet)
+    assert report.details["attention"] == "written out as smaller operators"
+    assert [spec.name for spec in report.inputs] == ["q", "k", "v", "lengths"]
+
+
+def test_an_input_that_the_parser_drops_is_refused_by_name(
+    request_for: RequestFor, graph_of: GraphOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_trt, "written_out", lambda path: None)
     model = attention(graph_of, TensorProto.FLOAT16, 64, "", "", "", "lengths")
     with pytest.raises(UnsupportedError) as caught:
         tensorrt_rtx.build(request_for(model, "fp16", ("8.9",)), quiet)

@@ -7,27 +7,60 @@ the model as it is first. If an Attention was the reason, it tries again with ev
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.model.fold.shapes import infer_shapes
 from engineworks.model.fold.tidy import drop_unused
-from engineworks.model.onnx_files import load_model
+from engineworks.model.graphs import all_graphs
+from engineworks.model.onnx_files import load_model, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
+_DOMAIN = "engineworks.written_out"
+
 
 def written_out(path: Path) -> onnx.ModelProto | None:
     """Return the model with every Attention as the standard's function of smaller operators. None where it has no
-    Attention, or ONNX cannot rewrite it. Weights stay in their file."""
-    from onnx.inliner import inline_selected_functions
+    Attention, or ONNX has no function for one of them. Weights stay in their file.
 
-    model = load_model(path, weights=False)
-    if not any(node.op_type == "Attention" and not node.domain for node in model.graph.node):
+    The functions are asked for one by one: `onnx.inliner.inline_selected_functions` of onnx 1.22 and 1.23 ends where an
+    optional input is omitted before a given one ("Type unknown for").
+    """
+    from onnx import helper, inliner
+
+    model = infer_shapes(load_model(path, weights=False))
+    functions: list[onnx.FunctionProto] = []
+    types: dict[str, onnx.TypeProto] = {}  # a branch reads what the graphs around it make
+    for graph in all_graphs(model.graph):
+        types |= {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
+        for node in graph.node:
+            if node.op_type == "Attention" and not node.domain:
+                body = _body_of(node, types, opset_of(model))
+                if body is None:
+                    return None
+                body.domain, body.name = node.domain, node.op_type = _DOMAIN, f"Attention_{len(functions)}"
+                functions.append(body)
+    if not functions:
         return None
-    try:
-        plain = inline_selected_functions(infer_shapes(model), [("", "Attention")], inline_schema_functions=True)
-    except RuntimeError:  # onnx 1.22 and 1.23 cannot omit an optional input before a given one
-        return None
+    model.functions.extend(functions)
+    model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    plain = inliner.inline_local_functions(model)
     drop_unused(plain.graph)
     return plain
+
+
+def _body_of(node: onnx.NodeProto, types: dict[str, onnx.TypeProto], opset: int) -> onnx.FunctionProto | None:
+    """The standard's function of this node, whose types and omitted inputs decide what it holds."""
+    import onnx
+
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # onnx 1.23's types lack this method
+    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+    try:
+        body = schema.get_context_dependent_function(node.SerializeToString(), given)
+    except RuntimeError:  # the type of an input is not known
+        return None
+    function = onnx.FunctionProto.FromString(body)
+    del function.output[len(node.output) :]
+    function.opset_import[0].version = opset  # no inlining across versions
+    return function if function.node else None

@@ -90,7 +90,7 @@ class Sandbox:
         except GarbledError as error:
             raise self._error(f"{self._what}: its answer {error}", log=lines.text()) from None
         except TimeUp:
-            text = f"{self._what} did not end within {self._limit_s:g} s and was ended"
+            text = f"{self._what} did not end within {self._limit_s:.3g} s and was ended"
             raise TimeLimitError(
                 text, hint="make it faster, or raise the step's time limit", log=lines.text()
             ) from None

@@ -17,8 +17,8 @@ MAX_MESSAGE = 500
 def failure_of(answer: Mapping[str, Any], what: str, lines: Lines) -> EngineworksError | None:
     """Return the error that an answer holds, None for a value. lines: the output of the code, for a step's log.
 
-    Only bad input and failed steps can come from there: no defect of ours, no interruption. Raises `GarbledError`
-    where the answer is neither.
+    Only bad input and failed steps can come from there: no defect of ours, no interruption. A message that does not
+    name the code gets its name. Raises `GarbledError` where the answer is neither.
     """
     if isinstance(answer.get("value"), dict):
         return None
@@ -30,7 +30,9 @@ def failure_of(answer: Mapping[str, Any], what: str, lines: Lines) -> Enginework
         kind = StepError
     if kind.exit_code not in (EXIT_BAD_INPUT, EXIT_STEP_FAILED):
         kind = StepError
-    message = one_line(str(encoded.get("message", ""))) or f"{what} failed without a word"
+    message = one_line(str(encoded.get("message", ""))) or "failed without a message"
+    if (what.split("'")[1:2] or [what])[0] not in message:
+        message = f"{what}: {message}"
     error = kind(message, hint=one_line(str(encoded.get("hint", ""))))
     if isinstance(error, StepError):
         error.log = str(encoded.get("log", "")) or lines.text()

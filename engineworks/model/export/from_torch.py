@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engineworks.errors import EngineworksError, ExportError, ModelError
+from engineworks.errors import ExportError, ModelError
 from engineworks.model.export.file_reads import recorded_reads, undeclared_reads
 from engineworks.model.export.interface import ExportReport, Interface, require_packages
 from engineworks.model.export.source_code import load_function, source_closure, user_failure
@@ -66,9 +66,7 @@ def _call(factory: str, root: Path) -> Any:
     function = load_function(factory, root, role="factory")
     try:
         return function()
-    except EngineworksError:
-        raise
-    except BaseException as error:  # the user's code may raise anything, also SystemExit
+    except BaseException as error:  # the user's code may raise anything, also SystemExit or an error of ours
         raise user_failure(error, root, f"factory '{factory}'") from error
 
 

@@ -27,7 +27,7 @@ from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
 from flows.outcomes import ended, opaque
 from flows.planned import run_name, run_planned
-from tasks.conclude_engine import conclude_engine
+from tasks.conclude_engines import conclude_engines
 from tasks.plan_build import open_build, plan_build
 from tasks.record_build import end_record, start_record
 from tasks.report_build import report_build
@@ -108,8 +108,7 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
 def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
     """Evaluate and record every engine, then the build."""
     build.settle()
-    for engine in build.plan.engines:
-        build.engines[engine.id] = conclude_engine(build, run, engine.id)
+    conclude_engines(build, run, build.plan.recipe)
     result = build.result(run.run_id)
     report = report_build(build, opaque(result), build.plan.recipe)
     end_record(build, run, opaque(result), build.plan.recipe, report)

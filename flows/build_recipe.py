@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from engineworks.builds.delivery import publish_body, with_deliveries
 from engineworks.builds.progress import listener
-from engineworks.builds.results import BuildResult
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
 from engineworks.plan.plan import Plan
@@ -81,8 +81,15 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
 
 
 def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
-    message = ", ".join(f"{e.id}: {e.status}" for e in result.engines)
+    message = ", ".join(_words(engine) for engine in result.engines)
     return ended(message + more, result, good=result.exit_code() == 0)
+
+
+def _words(engine: EngineResult) -> str:
+    """Return the verdict, and the sentence of the failure or of the first check that did not pass."""
+    sentences = [c.text for c in engine.checks if c.verdict in ("fail", "inconclusive") and c.verdict == engine.verdict]
+    why = engine.failure.message if engine.failure else next(iter(sentences), "")
+    return f"{engine.id}: {engine.status}" + (f": {why}" if why else "")
 
 
 def _published(build: Build, result: BuildResult) -> str:

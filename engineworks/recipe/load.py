@@ -241,8 +241,8 @@ def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, 
 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
     for name, target in targets.targets.items():
-        module = backend(target.backend)
         for option, value in target.options.items():
+            module = backend(target.backend)
             try:
                 check_options(module.TITLE, {option: value}, module.OPTIONS)
             except TargetError as error:

@@ -35,6 +35,7 @@ from engineworks.commands.serve import serve
 from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
+from engineworks.host.disk import no_space, says_full
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -314,7 +315,12 @@ def _last_word(error: Exception) -> int:
     if callable(show):
         show()
         return int(getattr(error, "exit_code", errors.EXIT_BAD_INPUT))
-    file = read_settings().artifacts / "defects" / "last.txt"
+    artifacts = read_settings().artifacts
+    if says_full(error):
+        full = no_space(artifacts)
+        terminal.print_error(str(full))
+        return full.exit_code
+    file = artifacts / "defects" / "last.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +25,20 @@ def full_disk_named(folder: Path) -> Iterator[None]:
     except (Interrupted, StoreError):  # the latter names its own place
         raise
     except Exception as error:
-        if not (_is_full(folder) or _says_full(error)):
+        if not (_is_full(folder) or says_full(error)):
             raise
-        raise StoreError(
-            f"{folder}: no space is left on its disk, so the build cannot go on",
-            hint="free some space ('engineworks gc' may), or let ENGINEWORKS_ARTIFACTS name a folder on another disk",
-        ) from error
+        raise no_space(folder) from error
+
+
+def no_space(folder: Path) -> StoreError:
+    """Return the error for a full disk: the folder's, or that of temporary files."""
+    temporary = Path(tempfile.gettempdir())
+    if _is_full(temporary) and not _is_full(folder):
+        return StoreError(f"{temporary}: no space is left on its disk", hint="free some space, or set TMPDIR")
+    return StoreError(
+        f"{folder}: no space is left on its disk",
+        hint="free some space ('engineworks gc' may), or let ENGINEWORKS_ARTIFACTS name a folder on another disk",
+    )
 
 
 def _is_full(folder: Path) -> bool:
@@ -40,7 +49,8 @@ def _is_full(folder: Path) -> bool:
     return space.f_blocks > 0 and space.f_bavail * space.f_frsize < LEAST_FREE_BYTES
 
 
-def _says_full(error: BaseException) -> bool:
+def says_full(error: BaseException) -> bool:
+    """Return whether the error, or one behind it, reports a full disk."""
     pending, visited = [error], set[int]()
     while pending:
         inner = pending.pop()

@@ -126,6 +126,18 @@ def test_a_full_disk_is_no_defect(
     assert not (repository / "artifacts/defects").exists()
 
 
+@pytest.mark.parametrize("name", ["ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_KNOWN_STATEMENTS"])
+def test_what_the_host_refuses_is_no_defect(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (repository / "loop").symlink_to("loop")
+    for value in ("loop", "a" * 300):
+        monkeypatch.setenv(name, value)
+        code, _, err = run(capsys, "plan", "recipes/tiny.yaml")
+        assert code in (0, 4)
+        assert "defect" not in err
+
+
 def test_doctor_says_what_can_be_built_and_run(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "doctor", "--json")
     findings = json.loads(out)

@@ -1,4 +1,4 @@
-"""Whether a disk is full, for failures of libraries that report it in their own ways."""
+"""What this host refuses: a full disk, which libraries report in their own ways, and files that cannot be opened."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from engineworks.errors import Interrupted, StoreError
 LEAST_FREE_BYTES = 1 << 20
 """Less than a first database of Prefect or MLflow needs."""
 
+REFUSALS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE,
+    errno.ENFILE,
+})  # fmt: skip
+"""Errors of the system that the user's files and host cause, not our code."""
+
 FULL_MESSAGES = ("database or disk is full", "disk i/o error", "no space left on device", "disk quota exceeded")
 
 
@@ -25,7 +31,7 @@ def full_disk_named(folder: Path) -> Iterator[None]:
     except (Interrupted, StoreError):  # the latter names its own place
         raise
     except Exception as error:
-        if not (_is_full(folder) or says_full(error)):
+        if not (_is_full(folder) or _says_full(error)):
             raise
         raise no_space(folder) from error
 
@@ -41,6 +47,17 @@ def no_space(folder: Path) -> StoreError:
     )
 
 
+def refusal_of_host(error: BaseException, folder: Path) -> StoreError | None:
+    """Return the error for what this host refused, None for a defect of ours. folder: that of all artifacts."""
+    if _says_full(error):
+        return no_space(folder)
+    if isinstance(error, OSError) and error.errno in REFUSALS and error.filename is not None:
+        return StoreError(
+            f"{str(error.filename)[:200]}: {error.strerror}", hint="check its name, owner and permissions"
+        )
+    return None
+
+
 def _is_full(folder: Path) -> bool:
     """Whether less is free than any build needs."""
     while not folder.exists() and folder != folder.parent:
@@ -49,7 +66,7 @@ def _is_full(folder: Path) -> bool:
     return space.f_blocks > 0 and space.f_bavail * space.f_frsize < LEAST_FREE_BYTES
 
 
-def says_full(error: BaseException) -> bool:
+def _says_full(error: BaseException) -> bool:
     """Return whether the error, or one behind it, reports a full disk."""
     pending, visited = [error], set[int]()
     while pending:

@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml requirements.txt
 	  { echo "making $(VENV) with Python $(WANTED)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q engineworks flows tasks
 	@touch $(STAMP)
 
 quickstart: setup

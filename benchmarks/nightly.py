@@ -1,5 +1,6 @@
-"""What nights cost: `python benchmarks/nightly.py [--only no-change|scaling|race|kills|workers] [--recipes N] …`.
+"""What nights cost: `python benchmarks/nightly.py [--only first|no-change|scaling|race|kills|workers] [--recipes N] …`.
 
+first       first nights of --first 50,100,200 recipes, each in a new folder: our work per recipe, and its growth
 no-change   a night of N recipes × 3 precisions × 4 targets in which nothing changed: our work, and its memory
 scaling     the same with a tenth of the recipes: ten times the recipes, at most eleven times the work
 race        1,000 processes that want one key: one build
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ RESULT = ROOT / "benchmarks" / "results" / "nightly-cpu.json"
 NIGHT = str(ROOT / "benchmarks" / "nightly_night.py")
 PRECISIONS, TARGETS = ("fp32", "fp16", "int8"), ("cpu", "rtx30", "rtx40", "rtx50")
 WORK_LIMIT_S, MEMORY_LIMIT_MIB, SCALING_LIMIT, WORKERS_LIMIT = 10.0, 400.0, 11.0, 1.6
+RECIPE_LIMIT_S, GROWTH_LIMIT = 0.9, 1.2
 FIRST_NIGHT_LIMIT_S, ENGINES_LIMIT_S = 7200.0, 1800.0
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -73,7 +76,7 @@ def made_repository(folder: Path, recipes: int, models: int) -> Path:
     write_repository(repository, {f"r{i:03}": PRECISIONS for i in range(recipes)}, targets=TARGETS, models=models)
     with quiet_stack(repository) as stack:
         stack.start_prefect()
-        print(stack.run("python", NIGHT, "build", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-1], flush=True)
+        print(stack.run("python", NIGHT, "build", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-2], flush=True)
         print(stack.run("python", NIGHT, "deliver", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-1], flush=True)
     print(f"took {time.monotonic() - begin:.0f} s", flush=True)
     (repository / "done").touch()
@@ -116,6 +119,45 @@ def part_scaling(given: argparse.Namespace) -> Part:
         what = f"work of {given.recipes} recipes over {few}, {label}"
         lines.append(Line(what, f"≤ {SCALING_LIMIT:g} ×", f"{ratio:.2f} ×", ratio <= SCALING_LIMIT))
     return lines, {"few": small, "many": large}
+
+
+def part_first(given: argparse.Namespace) -> Part:
+    """What each size adds to the one before is recipes whose models are built already: that is the work of a recipe."""
+    sizes = sorted({int(size) for size in given.first.split(",")})
+    nights = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="engineworks-first-", ignore_cleanup_errors=True) as name:
+            nights.append(first_night(Path(name), size, given.models))
+        print(f"{size} recipes: {nights[-1]['processor_s']:.1f} s of processor time", flush=True)
+    pairs = list(pairwise(nights)) or [({"recipes": 0, "processor_s": 0.0}, nights[0])]
+    added = [(b["processor_s"] - a["processor_s"]) / (b["recipes"] - a["recipes"]) for a, b in pairs]
+    growth = added[-1] / added[0]
+    lines = [
+        Line(f"work of a recipe up to {sizes[-1]}", f"≤ {RECIPE_LIMIT_S:g} s", f"{added[-1]:.2f} s",
+             added[-1] <= RECIPE_LIMIT_S),
+        Line("the same beside the first sizes", f"≤ {GROWTH_LIMIT:g} ×", f"{growth:.2f} ×", growth <= GROWTH_LIMIT),
+    ]  # fmt: skip
+    return lines, {"nights": nights, "s_per_added_recipe": [round(seconds, 3) for seconds in added]}
+
+
+def first_night(folder: Path, recipes: int, models: int) -> dict[str, Any]:
+    """Our processor time for the first night of so many recipes × 12 engines, and that of Prefect's server."""
+    write_repository(folder, {f"r{i:04}": PRECISIONS for i in range(recipes)}, targets=TARGETS, models=models)
+    with quiet_stack(folder) as stack:
+        stack.start_prefect()
+        before = server_s(stack)
+        begin = time.monotonic()
+        found = json.loads(stack.run("python", NIGHT, "build", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-1])
+        wall_s, server = time.monotonic() - begin, server_s(stack) - before
+    return {"recipes": recipes, **{k: round(v, 2) for k, v in found.items()},
+            "server_s": round(server, 2), "wall_s": round(wall_s, 1)}  # fmt: skip
+
+
+def server_s(stack: Stack) -> float:
+    """User and system time of Prefect's server so far."""
+    stat = Path(f"/proc/{stack.children['prefect-server'].pid}/stat").read_text(encoding="ascii", errors="replace")
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def part_race(given: argparse.Namespace) -> Part:
@@ -199,6 +241,7 @@ def _seconds(text: str) -> float:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
+    "first": part_first,
     "no-change": part_no_change,
     "scaling": part_scaling,
     "race": part_race,
@@ -217,6 +260,7 @@ def keep(name: str, lines: list[Line], figures: dict[str, Any], out: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--first", default="50,100,200", help="recipes of each first night; one number: one night")
     parser.add_argument("--recipes", type=int, default=100)
     parser.add_argument(
         "--models", type=int, default=10, help="that the recipes take in turns; engines of one are shared"

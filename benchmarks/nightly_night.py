@@ -1,9 +1,10 @@
 """One night in this process, measured: `python benchmarks/nightly_night.py measure|build|deliver`, in a repository.
 
-The Prefect server is the one that PREFECT_API_URL names. build: the first night, in one process. deliver: let the store
-have what a worker of each GPU type without its GPU delivers, as it is after a night on several hosts. measure: a night
-as the deployment runs it; prints one line of JSON with the processor time of this process and its children (user +
-system, imports and all), the same of a second such night (without imports), wall time, and the peak of its memory.
+The Prefect server is the one that PREFECT_API_URL names. build: the first night, in one process; prints what it took.
+deliver: let the store have what a worker of each GPU type without its GPU delivers, as it is after a night on several
+hosts. measure: a night as the deployment runs it; prints one line of JSON with the processor time of this process and
+its children (user + system, imports and all), the same of a second such night (without imports), wall time, and the
+peak of its memory.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def build() -> None:
         state = nightly(return_state=True)
     drain()
     print(str(state.message).splitlines()[0])
+    print(json.dumps({"processor_s": processor_s(), "peak_mib": peak_mib()}))
     if not state.is_completed():
         sys.exit(str(state.message))
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+from leak_ways import RTX_WAYS, WAYS
 
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.engines.engine_session import load_engine
@@ -149,94 +150,10 @@ def cold(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
     return result
 
 
-LEAK = """
-import gc, json, os, sys, time
-from pathlib import Path
-way, folder, target, times = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
-
-def rss():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
-
-def gpu():
-    from engineworks.host.nvml import used_mib
-    return 1024 * (used_mib() or 0.0)
-
-if way == "bare":
-    import tensorrt_rtx as trt
-    data = next(p for p in folder.iterdir() if p.name == "engine").read_bytes()
-    logger = trt.Logger(trt.Logger.ERROR)
-    def once():
-        runtime = trt.Runtime(logger)
-        engine = runtime.deserialize_cuda_engine(data)
-        context = engine.create_execution_context()
-        del context, engine, runtime
-elif way == "one runtime":
-    import tensorrt_rtx as trt
-    data = next(p for p in folder.iterdir() if p.name == "engine").read_bytes()
-    logger = trt.Logger(trt.Logger.ERROR)
-    runtime = trt.Runtime(logger)
-    def once():
-        engine = runtime.deserialize_cuda_engine(data)
-        context = engine.create_execution_context()
-        del context, engine
-elif way == "mlflow":
-    from engineworks.tracking.engine_model import _load_pyfunc
-    def once():
-        model = _load_pyfunc(str(folder))
-        model.close()
-        del model
-elif way == "pyfunc":
-    import mlflow
-    def once():
-        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
-        del model
-elif way == "pyfunc trimmed":
-    import ctypes, mlflow
-    def once():
-        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
-        del model
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-elif way == "pyfunc closed":
-    import mlflow
-    def once():
-        model = mlflow.pyfunc.load_model(str(folder.parent / "pyfunc"))
-        model._model_impl.close()
-        del model
-elif way == "mlflow dropped":
-    from engineworks.tracking.engine_model import _load_pyfunc
-    def once():
-        model = _load_pyfunc(str(folder))
-        del model
-else:
-    from engineworks.engines.engine_session import load_engine
-    from engineworks.engines.backends.base import Serving
-    import numpy as np
-    kernels = "none" if way.endswith("none") else "lazy"
-    runs = "run" in way
-    def once():
-        session = load_engine(folder, target, serving=Serving(kernels=kernels))
-        if runs:
-            shapes = {s.name: [d if isinstance(d, int) else 1 for d in s.shape] for s in session.inputs}
-            session.run({s.name: np.zeros(shapes[s.name], s.dtype) for s in session.inputs})
-        session.close()
-        del session
-readings = []
-for number in range(times):
-    once()
-    gc.collect()
-    readings.append({"rss_kib": float(rss()), "gpu_kib": gpu()})
-print(json.dumps(readings))
-"""
-
-
 def leak(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
     """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, our loader and MLflow's."""
     passport = served.engine.passport
-    ways = ("load", "load none", "load run", "load run none", "mlflow", "mlflow dropped")
-    ways += ("pyfunc", "pyfunc closed", "pyfunc trimmed")
-    if passport.body["engine"]["target"]["backend"] == "tensorrt_rtx":
-        ways = ("bare", "one runtime", *ways)
+    ways = (*RTX_WAYS, *WAYS) if passport.target.backend == "tensorrt_rtx" else WAYS
     target = json.dumps(passport.body["engine"]["target"])
     result: dict[str, Any] = {}
     folder = served.repository.parent / FOLDER  # as MLflow keeps an engine: its files and its passport
@@ -247,7 +164,7 @@ def leak(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
     logged = served.repository.parent / "pyfunc"
     mlflow.pyfunc.save_model(str(logged), loader_module=LOADER, data_path=str(folder), pip_requirements=["numpy"])
     for way in ways:
-        command = [sys.executable, "-c", LEAK, way, str(folder), target, "40"]
+        command = [sys.executable, str(ROOT / "benchmarks" / "leak_ways.py"), way, str(folder), target, "40"]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=_env())
         if ran.returncode:
             result[way] = {"error": ran.stderr[-500:]}
@@ -282,18 +199,8 @@ def build(only: str) -> list[Plan]:
 def install(wheels: Path) -> None:
     """Install NVIDIA's wheel into `.triton`, where `make triton` puts it."""
     (wheel,) = wheels.glob("nvidia_pytriton-*.whl")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-index",
-        "--no-deps",
-        "--target",
-        str(ROOT / ".triton"),
-    ]
-    subprocess.run([*command, str(wheel)], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target"]
+    subprocess.run([*command, str(ROOT / ".triton"), str(wheel)], check=True)
 
 
 def measure(
@@ -359,7 +266,8 @@ def _checks(name: str, result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
             text = f"{name}: {way}: {one['equal']} of {one['requests']} answers equal, worst row {worst:.2g}"
             yield text, worst <= allowed and not one["errors"]
     if (ratio := result.get("costs", {}).get("ratio")) is not None:
-        yield f"{name}: costs {ratio:.2f} x the identity model (limit {MOST_COST})", ratio <= MOST_COST
+        between = "{low:.2f} to {high:.2f}".format(**result["costs"])
+        yield f"{name}: costs {ratio:.2f} x the identity model ({between}, limit {MOST_COST})", ratio <= MOST_COST
     for quantity, one in result.get("soak", {}).get("slopes", {}).items():
         if quantity.endswith("_kib"):
             text = f"{name}: {quantity} {one['per_step']:.1f} a reload, at most {one['high']:.1f}"

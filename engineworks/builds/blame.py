@@ -18,19 +18,19 @@ import numpy as np
 
 from engineworks.builds.blame_result import BLAME_FILE, Blame, Culprit
 from engineworks.builds.step import run_step
-from engineworks.errors import EngineworksError, InputError, StepError
+from engineworks.errors import EngineworksError, StepError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
 from engineworks.host.file_digests import digest_file
 from engineworks.host.lock import locked
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes
+from engineworks.model.onnx_files import MODEL_FILE, graph_outputs, load_model, model_files
 from engineworks.plan.plan import Plan, PlannedEngine
 from engineworks.recipe.npz import read_arrays
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.settings import Settings
 from engineworks.steps.blame.bundle import write_bundle, write_script
-from engineworks.steps.blame.graph import Graph
+from engineworks.steps.blame.graph import Graph, read_graph
 from engineworks.steps.blame.lowered import SHOWN
 from engineworks.steps.blame.probe import SCRATCH, Budget, EngineProber, OutOfBuilds, array_digests
 from engineworks.steps.blame.search import Found, blame_engine, most_builds
@@ -42,18 +42,15 @@ VALUES, LOWERED = "engineworks.steps.blame.values:main", "engineworks.steps.blam
 
 PROBES = "probes"
 
-LARGEST_BYTES = 1 << 30
-"""Weights above this do not fit into the messages that parts are cut from."""
-
 Say = Callable[[str], None]
 
 
 def find_blame(plan: Plan, engine: PlannedEngine, store: Store, settings: Settings, pool: ChildPool, say: Say) -> Blame:
-    """Search. Raises the errors of the steps before the build, and `InputError` for a model that is too large."""
+    """Search. Raises the errors of the steps before the build."""
     job = _Search(plan, engine, store, pool, say, settings.artifacts / "blame" / engine.id.replace("/", "-"))
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "lock"):
-        for left in job.folder.glob(f"{PROBES}/{SCRATCH}*"):  # of a search that was killed
+        for left in job.folder.glob(f"**/{SCRATCH}*"):  # of a search that was killed
             shutil.rmtree(left, ignore_errors=True)
         blame = job.run()
         (job.folder / BLAME_FILE).write_text(json.dumps(blame.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -72,11 +69,9 @@ class _Search:
     def run(self) -> Blame:
         """Search the engine with every trial, then the lowered model."""
         lowered, folded = self._model("lower"), self._model("fold")
-        if weight_bytes(load_model(lowered, weights=False)) > LARGEST_BYTES:
-            raise InputError(f"{self.engine.id}: its model is larger than 1 GiB, which blame cannot cut into parts")
         trials, suspect = self._trials()
-        graph = Graph(load_model(lowered))
-        budget = Budget(self._prober(), most_builds(graph.count))
+        graph = read_graph(lowered, self.folder / "weights")
+        budget = Budget(self._prober(lowered), most_builds(graph.count))
         for trial in trials:
             try:
                 found = self._on(graph, lowered, trial, budget, suspect=suspect)
@@ -134,10 +129,16 @@ class _Search:
             self.say(f"it cannot be compared: {error.message}")
             return None
 
-    def _prober(self) -> EngineProber:
+    def _prober(self, lowered: Path) -> EngineProber:
         target = self.plan.steps[self.engine.steps["build"]].params["target"]
         return EngineProber(
-            target, self.engine.precision, self.engine.computes, self.folder / PROBES, self.pool, self.say
+            target,
+            self.engine.precision,
+            self.engine.computes,
+            _digest_model(lowered),
+            self.folder / PROBES,
+            self.pool,
+            self.say,
         )
 
     def _on(self, graph: Graph, lowered: Path, trial: Trial, budget: Budget, *, suspect: bool) -> Blame | None:
@@ -159,7 +160,7 @@ class _Search:
     def _values(self, model: Path, feeds: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, float]]:
         """Every inner tensor of a model, and how far one rounding moves each; those of a killed search are kept."""
         folder = self.folder / "values" / name
-        asked, out = digest_of({"model": digest_file(model), "feeds": array_digests(feeds)}), folder / "values.npz"
+        asked, out = digest_of({"model": _digest_model(model), "feeds": array_digests(feeds)}), folder / "values.npz"
         done = folder / "done.json"
         known = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         if known.get("asked") != asked:
@@ -202,7 +203,9 @@ class _Search:
 
     def _lowered(self, lowered: Path, folded: Path, trial: Trial, builds: int) -> Blame:
         values, wanted = (self._values(m, trial.feeds, n)[0] for m, n in ((lowered, "lowered"), (folded, "folded")))
-        outputs = [n for n in Graph(load_model(folded)).outputs if n in wanted and n in values]
+        outputs = [
+            n.name for n in graph_outputs(load_model(folded, weights=False)) if n.name in wanted and n.name in values
+        ]
         error = max((error_of(values[n], wanted[n]) for n in outputs), default=0.0)
         right = self._right_of_lowered()
         ran = self._ran()
@@ -263,6 +266,11 @@ class _Search:
             self.engine.id, "lowered", message, nodes, (), worst["error"] if worst else None, builds, answer["count"],
             str(bundle) if worst else "", tuple(details), tuple(answer["pieces"]),
         )  # fmt: skip
+
+
+def _digest_model(path: Path) -> str:
+    """Of the ONNX file and its external data."""
+    return digest_of([digest_file(file) for file in model_files(path)])
 
 
 def _how_wrong(error: float | None) -> str:

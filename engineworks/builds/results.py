@@ -311,7 +311,7 @@ def _judge(
     comparison: ChampionComparison | None,
     served: Any,
 ) -> Verdict:
-    recipe = plan.loaded.recipe
+    recipe = plan.loaded.of(engine.target).recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
     verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
     against_champion = regression_checks(

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineworks.commands.options import Json, OneRecipe, Only, any_of
+from engineworks.commands.options import Champions, Json, OneRecipe, Only, any_of
 from engineworks.report import terminal
 from engineworks.settings import read_settings
+
+if TYPE_CHECKING:
+    from engineworks.package.package import PackagedEngine
+    from engineworks.release.sources import LeftOut
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; an older package there is replaced.")]
+Unmeasured = Annotated[
+    bool, typer.Option("--unmeasured", help="Also engines that nothing here could run; their passports say so.")
+]
 
 
 def package(
     recipe: OneRecipe,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; an older package there is replaced.")],
+    out: Out,
     only: Only = None,
-    champions: Annotated[bool, typer.Option("--champions", help="MLflow's champions, not what is built here.")] = False,
-    unmeasured: Annotated[
-        bool, typer.Option("--unmeasured", help="Also engines that nothing here could run; their passports say so.")
-    ] = False,
+    champions: Champions = False,
+    unmeasured: Unmeasured = False,
     as_json: Json = False,
 ) -> None:
     """Write a Triton model repository of the engines that passed.
@@ -32,6 +40,26 @@ def package(
         engineworks package recipes/digits.yaml --only '*/cpu' --out models
     """
     from engineworks.builds.results import most_severe
+
+    models, engines, left = _package(recipe, out, any_of(only), champions=champions, unmeasured=unmeasured)
+    if as_json:
+        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.message} for engine in left]
+        packaged = [e.passport.id for e in engines]
+        terminal.print_json(
+            {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}
+        )
+    else:
+        for model in models:
+            terminal.say(f"{model}")
+        for engine in left:
+            terminal.say(f"left out: {engine.id} {engine.message}")
+    raise typer.Exit(most_severe(engine.exit_code for engine in left))
+
+
+def _package(
+    recipe: Path, out: Path, only: str | None, *, champions: bool, unmeasured: bool
+) -> tuple[list[Path], list[PackagedEngine], list[LeftOut]]:
+    """Write the package; returns its models' directories, its engines, and those left out."""
     from engineworks.commands.plans import read_plans
     from engineworks.host.triton import find_server
     from engineworks.package.package import write_package
@@ -49,23 +77,12 @@ def package(
         if champions:
             loaded = load_recipe(recipe, data_roots=settings.data_roots)
             registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-            engines, left = champion_engines(loaded, registry, any_of(only), Path(folder))
+            engines, left = champion_engines(loaded, registry, only, Path(folder))
         else:
-            (plan,) = read_plans(settings, [recipe], any_of(only))
+            (plan,) = read_plans(settings, [recipe], only)
             loaded, _lease = plan.loaded, Lease(store.root, plan.steps)  # until the note keeps them
             engines, left = built_engines(plan, store, unmeasured=unmeasured)
         require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
         models = write_package(loaded, engines, out, available=available_backends(find_server()))
         note_package(store.root, out, engines)
-    if as_json:
-        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.message} for engine in left]
-        packaged = [e.passport.id for e in engines]
-        terminal.print_json(
-            {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}
-        )
-    else:
-        for model in models:
-            terminal.say(f"{model}")
-        for engine in left:
-            terminal.say(f"left out: {engine.id} {engine.message}")
-    raise typer.Exit(most_severe(engine.exit_code for engine in left))
+    return models, engines, left

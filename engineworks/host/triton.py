@@ -9,6 +9,9 @@ Without the variable: `.triton` in the repository, where `make triton` installs 
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +26,9 @@ from engineworks.settings import find_repository
 TRITON = "ENGINEWORKS_TRITON"
 FOLDER = ".triton"
 """Folder in the repository where `make triton` installs the server."""
+
+ANSWERS_S = 2.0
+LARGEST_ANSWER = 2**16
 
 PYTHON_STUB = "triton_python_backend_stub"
 NO_SERVER = f"no Triton server is at hand: run 'make triton', or set {TRITON}"
@@ -114,6 +120,16 @@ def _running(url: str) -> RunningServer:
         raise InputError(f"{TRITON}={url}: there is no folder {folder}", hint=_EXAMPLE)
     place = f"{parts.hostname}:{metrics}" if metrics else ""
     return RunningServer(f"{parts.hostname}:{port}", f"{parts.hostname}:{grpc}", folder, place)
+
+
+def version_of(server: RunningServer) -> str:
+    """Ask a running server for its name and version (KServe's `GET /v2`), '' where it gives none within ANSWERS_S."""
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):
+        with contextlib.closing(http.client.HTTPConnection(server.http, timeout=ANSWERS_S)) as connection:
+            connection.request("GET", "/v2")
+            found = json.loads(connection.getresponse().read(LARGEST_ANSWER))
+        return f"{found.get('name', '')} {found.get('version', '')}".strip()
+    return ""
 
 
 _EXAMPLE = "e.g. 'http://127.0.0.1:8000?grpc=8001&repository=/models'"

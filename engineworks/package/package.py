@@ -229,7 +229,7 @@ def _triton_model(
         file="" if server_backend == PYTHON else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.facts.profiles),
-        warm_ups=write_warm_ups(settings, samples, folder, described.inputs),
+        warm_ups=write_warm_ups(settings, samples, folder, described.inputs, on_gpu=first.traits.on_gpu),
         options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,
         load_level=str(described.details.get("load_level", "")),

@@ -10,11 +10,14 @@ an error (triton-inference-server/python_backend#384).
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engineworks.errors import EngineworksError
 from engineworks.package.triton_engines import open_packaged
@@ -25,6 +28,8 @@ CACHE_PARAMETER = "runtime_cache"
 
 CONSUMED = b"used_dltensor"
 """DLPack's name of a capsule that has a new owner. Triton 24.10 writes another one, which NumPy reports as an error."""
+
+_set_name, _object = ctypes.pythonapi.PyCapsule_SetName, ctypes.py_object
 
 
 class TritonPythonModel:
@@ -40,13 +45,16 @@ class TritonPythonModel:
         self._session = open_packaged(
             Path(args["model_repository"]), args.get("model_name", ""), cache=Path(cache) if cache else None
         )
-        self._inputs = {spec.name: spec for spec in self._session.inputs}
+        self._ranks = {spec.name: len(spec.shape) for spec in self._session.inputs}
+        gc.freeze()  # modules and the passport stay: requests need not wait for a search through them
+        gc.enable()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Return one response per request. Only requests of equal shapes share a run, and its failure."""
         responses: list[Any] = [None] * len(requests)
         feeds = [self._feeds(request) for request in requests]
-        for group in _groups(feeds) if self._batching else [[index] for index in range(len(feeds))]:
+        alone = not self._batching or len(feeds) == 1
+        for group in [[index] for index in range(len(feeds))] if alone else _groups(feeds):
             for index, response in zip(group, self._respond([feeds[i] for i in group]), strict=True):
                 responses[index] = response
         return responses
@@ -55,37 +63,35 @@ class TritonPythonModel:
         self._session.close()
 
     def _feeds(self, request: Any) -> dict[str, Any]:
-        import numpy as np
-
         feeds = {}
-        for name, spec in self._inputs.items():
+        for name, rank in self._ranks.items():
             array = np.from_dlpack(self._triton.get_input_tensor_by_name(request, name))
-            feeds[name] = array.reshape(array.shape[: len(spec.shape)])  # drop a [1] that replaces no dimension
+            feeds[name] = (
+                array if array.ndim == rank else array.reshape(array.shape[:rank])
+            )  # [1] replaces no dimension
         return feeds
 
     def _respond(self, feeds: Sequence[Mapping[str, Any]]) -> list[Any]:
-        import numpy as np
-
-        rows = [next(iter(f.values())).shape[0] if self._batching else 0 for f in feeds]
         joined = {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]} if len(feeds) > 1 else feeds[0]
         try:
             outputs = self._session.run(joined)
         except EngineworksError as error:
             failed = self._triton.TritonError(str(error))
             return [self._triton.InferenceResponse(output_tensors=[], error=failed) for _ in feeds]
-        ends = np.cumsum(rows)[:-1]
-        parts = {name: np.split(a, ends) if self._batching else [a] for name, a in outputs.items()}
-        return [
-            self._triton.InferenceResponse(output_tensors=[self._tensor(n, parts[n][i]) for n in self._outputs])
-            for i in range(len(feeds))
-        ]
+        if len(feeds) == 1:
+            return [self._response(outputs)]
+        ends = np.cumsum([next(iter(f.values())).shape[0] for f in feeds])[:-1]
+        parts = {name: np.split(outputs[name], ends) for name in self._outputs}
+        return [self._response({name: parts[name][i] for name in self._outputs}) for i in range(len(feeds))]
+
+    def _response(self, outputs: Mapping[str, Any]) -> Any:
+        return self._triton.InferenceResponse(output_tensors=[self._tensor(n, outputs[n]) for n in self._outputs])
 
     def _tensor(self, name: str, array: Any) -> Any:
-        import numpy as np
-
-        capsule = np.require(array, requirements=["C", "W"]).__dlpack__()
+        whole = array if array.flags.carray else np.require(array, requirements=["C", "W"])  # DLPack takes no other
+        capsule = whole.__dlpack__()
         tensor = self._triton.Tensor.from_dlpack(name, capsule)
-        ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), CONSUMED)
+        _set_name(_object(capsule), CONSUMED)
         return tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,16 +18,22 @@ FOLDER = "warmup"
 
 
 def write_warm_ups(
-    settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec]
+    settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec], *, on_gpu: bool
 ) -> list[WarmUp]:
     """Write the samples into the model's directory, in the dtypes of the engine's inputs.
+
+    on_gpu: at every named shape, for which kernels are compiled or graphs captured. A CPU gets the smallest alone: its
+    first run of a shape takes as long as the next, and a large batch would only keep the model from being ready.
 
     With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
     is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.
     """
     count, max_batch, specs = settings.triton.warmup, settings.max_batch, tuple(settings.specs)
+    shapes = dict(settings.shapes)
+    if shapes and not on_gpu:
+        shapes = dict([min(shapes.items(), key=lambda named: math.prod(named[1].values()))])
     warm_ups = []
-    for name, dims in settings.shapes.items() if count else ():
+    for name, dims in shapes.items() if count else ():
         batch, sample_dims = _one_sample(specs, dims) if max_batch else (1, dims)
         feeds = narrowed_feeds(inputs, feeds_at(specs, samples, sample_dims))
         files = {}

@@ -24,7 +24,7 @@ class DecoderDocuments(Documents):
     def export(self) -> tuple[Document, Unkeyed]:
         kind, decoder = self._files.kind, self.recipe.model.decoder
         assert decoder is not None
-        params = {"source": kind, "decoder": decoder.model_dump(mode="json")}
+        params = {"source": kind, "decoder": decoder.model_dump(mode="json") | {"context": decoder.longest}}
         digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
         unkeyed = {
             "source": self._files.source,
@@ -130,7 +130,12 @@ class DecoderDocuments(Documents):
 LEAST_NEW, MOST_NEW = 32, 48
 
 
-def documents_of(loaded: LoadedRecipe, digests: FileDigests) -> Documents:
+def documents_of(loaded: LoadedRecipe, digests: FileDigests, context: int = 0) -> Documents:
     """Return what makes the documents of this recipe's steps."""
-    decoder = loaded.recipe.model.decoder is not None
-    return DecoderDocuments(loaded, digests) if decoder else Documents(loaded, digests)
+    kind = Documents if loaded.recipe.model.decoder is None else DecoderDocuments
+    return kind(loaded, digests, context)
+
+
+def every_document(loaded: LoadedRecipe, digests: FileDigests) -> dict[int, Documents]:
+    """Return the documents by context, where a decoder's recipe lists several; else one, by 0."""
+    return {c: documents_of(one, digests, c) for c, one in (loaded.by_context or {0: loaded}).items()}

@@ -53,8 +53,10 @@ TORCH_LIBRARIES = {
 class Documents:
     """Makes the documents of one recipe's steps. Each method returns the document and the paths behind its digests."""
 
-    def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
+    def __init__(self, loaded: LoadedRecipe, digests: FileDigests, variant: int = 0) -> None:
+        """variant: ends the names of shared steps; the context where a decoder's recipe lists several."""
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
+        self.variant = f"-{variant}" if variant else ""
         self._files, self._digests = loaded.files, digests
         self._prepare_keys: dict[int, str] = {}
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]

@@ -107,7 +107,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
-        2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        3, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(

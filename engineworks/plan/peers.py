@@ -72,13 +72,14 @@ def _nothing_to_measure(documents: Documents) -> str:
 
 def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool) -> dict[str, str]:
     """Return the steps that the engines need too: nothing is exported, folded or lowered twice."""
-    recipe = documents.name
-    export = add("export", f"{recipe}/export", *documents.export())
-    fold = add("fold", f"{recipe}/fold", *documents.fold(export))
-    inputs = {"reference": add("reference", f"{recipe}/reference", *documents.reference(fold))}
+    recipe, variant = documents.name, documents.variant
+    export = add("export", f"{recipe}/export{variant}", *documents.export())
+    fold = add("fold", f"{recipe}/fold{variant}", *documents.fold(export))
+    inputs = {"reference": add("reference", f"{recipe}/reference{variant}", *documents.reference(fold))}
     if from_source:
         return inputs
     if precision == "fp32":
         return {**inputs, "model": fold}
-    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, Computation(precision), fold, None))
+    lowered = documents.lower(precision, Computation(precision), fold, None)
+    lower = add("lower", f"{recipe}/{precision}/lower{variant}", *lowered)
     return {**inputs, "model": lower}

@@ -20,7 +20,7 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
 from engineworks.plan.closure import closure
-from engineworks.plan.decoder_documents import documents_of
+from engineworks.plan.decoder_documents import every_document
 from engineworks.plan.differences import changes
 from engineworks.plan.documents import Documents
 from engineworks.plan.kinds import StepName
@@ -164,13 +164,13 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, table = documents_of(loaded, digests), StepTable()
-    uses = known_uses(documents, store)
+    made, table = every_document(loaded, digests), StepTable()
+    uses = known_uses(made[loaded.targets[0].context], store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engine = _plan_engine(documents, table, engine_id, precision, target, champions, store)
+            engine = _plan_engine(made[target.context], table, engine_id, precision, target, champions, store)
             if message := known_unsupported(store, f"{engine_id}/build", engine.steps["build"]):
                 refused[engine_id] = message
             else:
@@ -178,7 +178,7 @@ def plan_recipe(
     if not engines:
         raise none_left(refused)
     table.by_key = _needed(table.by_key, engines)
-    peers = plan_peers(documents, compare, table.add)
+    peers = plan_peers(made[max(made)], compare, table.add)
     limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
     limited = {key: _limited(step, limits) for key, step in table.by_key.items()}
     refusals = tuple(Refused(i, s) for i, s in refused.items())
@@ -273,18 +273,19 @@ def _plan_engine(
 ) -> PlannedEngine:
     """Add the engine's steps and their inputs to `table`."""
     add, once = table.add, table.add_once
-    recipe, branch = documents.name, f"{documents.name}/{precision}"
-    export = once("export", f"{recipe}/export", documents.export)
+    recipe, branch, variant = documents.name, f"{documents.name}/{precision}", documents.variant
+    export = once("export", f"{recipe}/export{variant}", documents.export)
     for part, data in documents.prepared():
-        once("prepare", f"{recipe}/prepare-{part}", partial(documents.prepare, data))
-    fold = once("fold", f"{recipe}/fold", partial(documents.fold, export))
+        once("prepare", f"{recipe}/prepare-{part}{variant}", partial(documents.prepare, data))
+    fold = once("fold", f"{recipe}/fold{variant}", partial(documents.fold, export))
     computes = computation(documents.recipe, precision, target.target.backend)
     ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
-    lower = add("lower", lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
+    lowered_id = lower_id(branch, computes) + variant
+    lower = add("lower", lowered_id, *documents.lower(precision, computes, fold, ranges))
     build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
-    reference = once("reference", f"{recipe}/reference", partial(documents.reference, fold))
+    reference = once("reference", f"{recipe}/reference{variant}", partial(documents.reference, fold))
     chosen: dict[StepName, str] = {"build": build}
-    name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
+    name = f"{branch}/lowered-reference" + lowered_id.removeprefix(f"{branch}/lower")
     lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference, lowered))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression

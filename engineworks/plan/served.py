@@ -7,7 +7,7 @@ from typing import Any
 
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import FileDigests
-from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
+from engineworks.host.triton import NO_SERVER, InstalledServer, find_server, version_of
 from engineworks.measure.gates.serving import load_verdict
 from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.recipe import Recipe
@@ -18,7 +18,10 @@ Document = Mapping[str, Any]
 
 
 def server_of(recipe: Recipe, digests: FileDigests) -> tuple[Document | None, str]:
-    """Return what identifies the server at hand, None where the recipe's packages are not served here; and why."""
+    """Return what identifies the server at hand, None where the recipe's packages are not served here; and why.
+
+    A running server is asked for its version: a package counts on the version that served it.
+    """
     if not is_served(recipe):
         return None, ""
     if recipe.model.decoder is not None:
@@ -28,7 +31,10 @@ def server_of(recipe: Recipe, digests: FileDigests) -> tuple[Document | None, st
         return None, NO_SERVER
     if isinstance(server, InstalledServer):
         return {"sha256": digests.digest(server.binary), "backends": list(server.available)}, ""
-    return {"http": server.http, "grpc": server.grpc}, ""
+    version = version_of(server)
+    if not version:
+        return None, f"the Triton server at {server.http} does not answer"
+    return {"http": server.http, "grpc": server.grpc, "version": version}, ""
 
 
 def served_again(document: dict[str, Any], store: Store) -> dict[str, Any]:

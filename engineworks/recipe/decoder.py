@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from engineworks.errors import Problem, did_you_mean
 from engineworks.recipe.metric import metric_name
@@ -38,13 +38,53 @@ def is_decoder(node: Node) -> bool:
 
 def spell_out(node: Node) -> Node:
     """Return the tree with the inputs, outputs and shapes that follow from `model.decoder`, which other parts read."""
-    context, at = node.at(("model", "decoder", "context")).value, node.at(("performance", "at")).value
+    at = node.at(("performance", "at")).value
     asked = (
         [_number(n.get("streams")) for n in at.values() if isinstance(n.value, dict)] if isinstance(at, dict) else []
     )
-    length = context if isinstance(context, int) and context > 0 else 1
-    text = _SPELLED_OUT.format(context=length, streams=max([1, *asked]))
+    context = node.at(("model", "decoder", "context"))
+    given = context.value if isinstance(context.value, list) else [context]
+    text = _SPELLED_OUT.format(context=max([1, *map(_number, given)]), streams=max([1, *asked]))
     return merge(node, parse_yaml(text, node.place.file))
+
+
+def contexts_of(recipe: Recipe) -> tuple[int, ...]:
+    """Return the contexts that a decoder's recipe lists; (0,) where it gives one, and for other models."""
+    decoder = recipe.model.decoder
+    return decoder.context if decoder is not None and len(decoder.context) > 1 else (0,)
+
+
+def target_name(target: str, context: int) -> str:
+    """Return the target's part of engine ids, which has the context where the recipe lists several."""
+    return f"{target}-{context}" if context else target
+
+
+def target_names(recipe: Recipe) -> list[str]:
+    """Return the last parts of the recipe's engine ids."""
+    return [target_name(target, context) for target in recipe.targets for context in contexts_of(recipe)]
+
+
+def at_context(recipe: Recipe, context: int) -> Recipe:
+    """Return the recipe with one of its contexts, and with the shapes and budgets that fit into it. 0: unchanged."""
+    if not context:
+        return recipe
+    model, performance = recipe.model, recipe.performance
+    assert model.decoder is not None
+    at = {name: dims for name, dims in performance.at.items() if _tokens(dims) <= context}
+    budget = {name: limits for name, limits in performance.budget.items() if name in at}
+    shapes = {"generate": {**recipe.shapes["generate"], "sequence": (1, 1, context)}}
+    decoder = model.decoder.model_copy(update={"context": (context,)})
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"decoder": decoder}),
+            "performance": performance.model_copy(update={"at": at, "budget": budget}),
+            "shapes": shapes,
+        }
+    )
+
+
+def _tokens(dims: Mapping[str, int]) -> int:
+    return dims.get("prompt", 0) + dims.get("new", 0)
 
 
 def _number(node: Node | None) -> int:
@@ -65,6 +105,7 @@ def check_decoder(recipe: Recipe, node: Node) -> Iterator[Problem]:
         yield from _keys_of_decoders(recipe, node)
         return
     yield from _source(recipe, node)
+    yield from _contexts(recipe, node)
     yield from _precisions(recipe, node)
     yield from _data(recipe, node)
     yield from _shapes(recipe, node)
@@ -102,9 +143,23 @@ def _source(recipe: Recipe, node: Node) -> Iterator[Problem]:
             yield Problem(place, f"a decoder cannot come from '{kind}'", "give huggingface: FOLDER, or onnx: FILE")
     if source.task is not None:
         yield Problem(node.key_place(("model", "source", "task")), "a decoder has no 'task'", "remove it")
-    if decoder.cache and source.onnx is None:
-        place = node.key_place(("model", "decoder", "cache"))
-        yield Problem(place, "'cache' names tensors of an ONNX file, and the source is none", "remove it")
+    for key, what in (("cache", "tensors"), ("ties", "dimensions")):
+        if getattr(decoder, key) and source.onnx is None:
+            place = node.key_place(("model", "decoder", key))
+            yield Problem(place, f"'{key}' names {what} of an ONNX file, and the source is none", "remove it")
+
+
+def _contexts(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    decoder, path = recipe.model.decoder, ("model", "decoder", "context")
+    assert decoder is not None
+    for index, context in enumerate(decoder.context):
+        if context in decoder.context[:index]:
+            yield Problem(node.at((*path, index)).place, f"duplicate '{context}' in context", "remove one")
+    names = target_names(recipe)
+    for index, target in enumerate(recipe.targets):
+        if len(decoder.context) > 1 and target in names:
+            message = f"'{target}' is also the name of another target's engines with that context"
+            yield Problem(node.at(("targets", index)).place, message, "rename the target")
 
 
 def _precisions(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -131,7 +186,7 @@ def _data(recipe: Recipe, node: Node) -> Iterator[Problem]:
         yield Problem(
             node.key_place(("data", "calibration")), "a decoder's precisions need no calibration", "remove it"
         )
-    context = recipe.model.decoder.context if recipe.model.decoder else 0
+    context = recipe.model.decoder.longest if recipe.model.decoder else 0
     if evaluation.max_length is not None and evaluation.max_length > context:
         place = node.at((*at, "max_length")).place
         yield Problem(
@@ -151,9 +206,9 @@ def _shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
         for dim in DECODER_DIMS:
             if lengths.get(dim, 0) < 1:
                 yield Problem(node.at(path).place, f"shape '{name}' needs '{dim}'", _EXAMPLE)
-        tokens = lengths.get("prompt", 0) + lengths.get("new", 0)
-        if tokens > decoder.context:
-            message = f"shape '{name}' has {tokens} tokens (prompt and new), the context holds {decoder.context}"
+        tokens = _tokens(lengths)
+        if tokens > decoder.longest:
+            message = f"shape '{name}' has {tokens} tokens (prompt and new), the context holds {decoder.longest}"
             yield Problem(node.at(path).place, message, "shorten it, or raise model.decoder.context")
     for key in _ELSEWHERE:
         if key in recipe.performance.model_fields_set:

@@ -41,7 +41,7 @@ def _huggingface(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundMode
         missing = not (finder.folder / name).is_dir()
         finder.add(where, error.message, fetch if missing and fetch else error.hint, missing=missing)
         return nothing, None
-    for message, hint in context_problems(config, decoder.context):
+    for message, hint in context_problems(config, decoder.longest):
         finder.add((*_DECODER, "context"), message, hint)
     return FoundModel("huggingface", folder, source_files(folder), folder), vocabulary_of(config)
 
@@ -62,9 +62,10 @@ def _interface(finder: Finder, where: Where, decoder: Decoder) -> DecoderInterfa
         for declared in (finder.outline.inputs, finder.outline.outputs)
     )
     try:
-        return read_interface(inputs, outputs, decoder.context, decoder.cache)
+        return read_interface(inputs, outputs, decoder.longest, decoder.cache, decoder.ties)
     except ModelError as error:
-        about = (*_DECODER, "cache") if decoder.cache else where
+        given = next((key for key in ("ties", "cache") if getattr(decoder, key)), None)
+        about = (*_DECODER, given) if given else where
         finder.add(about, error.message, error.hint)
         return None
 
@@ -89,7 +90,7 @@ def find_texts(finder: Finder, recipe: Recipe, model: FoundModel, vocabulary: in
     try:
         return plan_decoder_text(
             path, columns=samples.columns, messages=samples.messages, tokenizer=folder, samples=samples.samples,
-            width=min(samples.max_length or decoder.context, decoder.context), context=decoder.context,
+            width=min(samples.max_length or decoder.longest, decoder.longest), context=decoder.longest,
             vocabulary=vocabulary,
         )  # fmt: skip
     except SamplesError as error:

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.numbers import Length
-from engineworks.recipe.part import Part
+from engineworks.recipe.part import DimName, Part
+from engineworks.recipe.two_forms import as_numbers, numbers_schema
+
+_SUM = re.compile(r"\s*\w+(\s*\+\s*\w+)*\s*")
+
+
+def _sum(value: str) -> str:
+    if not _SUM.fullmatch(value):
+        raise PydanticCustomError("sum", "it should be a sum of dimensions and whole numbers, such as past + sequence")
+    return value
+
+
+Sum = Annotated[str, StringConstraints(max_length=200), AfterValidator(_sum)]
 
 
 class Decoder(Part):
     """A decoder language model with a KV cache."""
 
-    context: Length = Field(description="positions that the cache holds: tokens of prompt and continuation")
+    context: Annotated[tuple[Length, ...], BeforeValidator(as_numbers)] = Field(
+        min_length=1,
+        description="positions that the cache holds: tokens of prompt and continuation; a list: an engine each",
+        json_schema_extra=numbers_schema,
+    )
     cache: dict[str, str] = Field(
         default_factory=dict, description="of an ONNX file: cache input: its output; default: by their usual names"
     )
+    ties: dict[DimName, Sum] = Field(
+        default_factory=dict,
+        description="of an ONNX file whose cache grows: a dimension of its mask or its cache outputs, and the sum that "
+        "it is, e.g. total: past + sequence",
+    )
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest cache."""
+        return max(self.context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,14 @@ from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
 from engineworks.recipe.checks import check_recipe
-from engineworks.recipe.decoder import drop_own_keys, is_decoder, spell_out
+from engineworks.recipe.decoder import (
+    at_context,
+    contexts_of,
+    drop_own_keys,
+    is_decoder,
+    spell_out,
+    target_name,
+)
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
@@ -40,7 +47,8 @@ Path_ = tuple[str | int, ...]
 class LoadedRecipe:
     """A checked recipe with its files (absolute paths) and its targets.
 
-    auto: the meaning of `precisions: auto`, if given; the recipe then holds those precisions.
+    auto: the meaning of `precisions: auto`, if given; the recipe then holds those precisions. by_context: of a decoder
+    with several contexts, the same with each alone; the files are those of the longest.
     """
 
     recipe: Recipe
@@ -51,6 +59,11 @@ class LoadedRecipe:
     targets: tuple[NamedTarget, ...]
     mode: Literal["full", "smoke"] = "full"
     auto: Auto | None = None
+    by_context: Mapping[int, LoadedRecipe] = field(default_factory=dict)
+
+    def of(self, target: NamedTarget) -> LoadedRecipe:
+        """Return the recipe of this target's engines: of several contexts, that of the target."""
+        return self.by_context.get(target.context, self)
 
     @property
     def name(self) -> str:
@@ -83,7 +96,11 @@ class _Read:
         problems = self.problems + [problem for problem in self.found if not follows(problem)]
         if problems or self.known is None:
             raise RecipeError(_one_each(problems))
-        return tuple(NamedTarget(name, self.known[name]) for name in self.recipe.targets)
+        return tuple(
+            NamedTarget(target_name(name, context), self.known[name], context)
+            for name in self.recipe.targets
+            for context in contexts_of(self.recipe)
+        )
 
 
 def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
@@ -92,10 +109,15 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     folder = path.parent.resolve()
     root = find_repository(folder) or folder
     read = _read(path, data_roots)
-    files = resolve_files(read.recipe, read.node, folder, (root, *data_roots), read.found)
+    files = {
+        context: resolve_files(at_context(read.recipe, context), read.node, folder, (root, *data_roots), read.found)
+        for context in contexts_of(read.recipe)
+    }
     targets = read.targets()
     recipe, auto = expand(read.recipe)
-    return LoadedRecipe(recipe, path.resolve(), _shown(path), root, files, targets, auto=auto)
+    loaded = LoadedRecipe(recipe, path.resolve(), _shown(path), root, files[max(files)], targets, auto=auto)
+    each = {context: replace(loaded, recipe=at_context(recipe, context), files=files[context]) for context in files}
+    return replace(loaded, by_context=each) if len(each) > 1 else loaded
 
 
 def refuse_decoders(loaded: Sequence[LoadedRecipe], what: str) -> None:
@@ -220,8 +242,8 @@ def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, 
 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
     for name, target in targets.targets.items():
-        module = backend(target.backend)
         for option, value in target.options.items():
+            module = backend(target.backend)
             try:
                 check_options(module.TITLE, {option: value}, module.OPTIONS)
             except TargetError as error:

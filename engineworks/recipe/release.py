@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
+from engineworks.recipe.decoder import target_names
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.yaml_nodes import Node
@@ -59,7 +60,7 @@ def largest_batch(recipe: Recipe) -> int:
 
 def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
     """Check that every waiver names a check of an engine of this recipe."""
-    engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in recipe.targets]
+    engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in target_names(recipe)]
     for index, waiver in enumerate(recipe.waivers):
         path = ("waivers", index)
         if not waiver.check.strip("*?"):

@@ -45,6 +45,7 @@ def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
         files=replace(files, evaluation=_fewer(files.evaluation, evaluation_batches(recipe)), calibration=calibration),
         targets=tuple(_quick(target) for target in loaded.targets),
         mode=mode,
+        by_context={context: in_mode(one, mode) for context, one in loaded.by_context.items()},
     )
 
 

@@ -52,8 +52,11 @@ class Targets(Part):
 
 @dataclass(frozen=True)
 class NamedTarget:
+    """context: positions of a decoder's cache where the recipe lists several; the name then ends with it."""
+
     name: str
     target: Target
+    context: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Parameters that shape an engine; pool, time limit and description do not."""

@@ -13,6 +13,16 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def as_numbers(value: object) -> object:
+    return [value] if isinstance(value, int | float | str) else value
+
+
+def numbers_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: a number and a list."""
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    schema["anyOf"] = [listed["items"], listed]
+
+
 def columns_schema(schema: dict[str, Any]) -> None:
     """Editors take both: a name and a list."""
     listed = dict(schema)

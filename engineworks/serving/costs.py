@@ -8,34 +8,47 @@ from statistics import median
 from typing import Any
 
 from engineworks.engines.backends.base import Session
+from engineworks.measure.statistics import quantile_interval
 from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
 
-ROUNDS, BLOCK, WARM = 200, 20, 5
+ROUNDS, BLOCK, WARM = 60, 5, 3
+"""Blocks of each of the three, timed runs of a block, and untimed ones before them."""
 
 
 def serving_cost(client: Client, model: str, identity: str, session: Session, question: Question) -> dict[str, Any]:
     """Ask both models and run the engine alone with its copies, in alternating blocks; returns medians in ms.
 
+    A block takes some ms, so other programs disturb the three of a round alike; the order changes from round to round.
     The engine's threads spin for some ms after a run, so each block begins with untimed runs.
 
-    "ratio": what the served engine costs over its own time, relative to what the identity model costs.
+    "ratio": the median over the rounds of what the served engine costs over its own time, relative to what the identity
+    model costs. "low", "high": its 95% interval.
     """
     inputs = client.inputs(question.feeds)
-    times: dict[str, list[float]] = {model: [], identity: [], "engine": []}
-    for _ in range(ROUNDS // BLOCK):
-        for name in (model, identity):
-            for number in range(WARM + BLOCK):
-                start = time.perf_counter()
-                client.answer(name, inputs)
-                if number >= WARM:
-                    times[name].append(1000 * (time.perf_counter() - start))
+
+    def asked(name: str) -> list[float]:
+        times = []
+        for _ in range(WARM + BLOCK):
+            start = time.perf_counter()
+            client.answer(name, inputs)
+            times.append(1000 * (time.perf_counter() - start))
+        return times[WARM:]
+
+    def alone() -> Sequence[float]:
         session.time_runs(question.feeds, WARM, copies=True)
-        times["engine"] += session.time_runs(question.feeds, BLOCK, copies=True).host_ms
-    served, alone, own = (median(samples) for samples in times.values())
+        return session.time_runs(question.feeds, BLOCK, copies=True).host_ms
+
+    work = {"served": lambda: asked(model), "identity": lambda: asked(identity), "engine": alone}
+    rounds = [
+        {name: median(work[name]()) for name in (work if number % 2 else reversed(work))} for number in range(ROUNDS)
+    ]
+    ratios = sorted((one["served"] - one["engine"]) / one["identity"] for one in rounds)
+    interval = quantile_interval(ratios, 0.5)
     return {
-        "served_ms": served, "identity_ms": alone, "engine_ms": own,
-        "ratio": (served - own) / alone if alone else None, "rounds": ROUNDS,
+        **{f"{name}_ms": median(one[name] for one in rounds) for name in work},
+        "ratio": median(ratios), "low": interval.low if interval else None, "high": interval.high if interval else None,
+        "rounds": ROUNDS,
     }  # fmt: skip
 
 

@@ -42,7 +42,8 @@ def folder(tmp_path, monkeypatch):
 def test_a_decoders_recipe_can_be_planned(folder, model, text, context, pairs):
     written = write_recipe(Wishes(model=model, name="made", evaluation=text), folder / "made.yaml", read_settings())
     decoder = written.loaded.recipe.model.decoder
-    assert (decoder.context, len(decoder.cache)) == (context, pairs)
+    assert (decoder.context, len(decoder.cache)) == ((context,), pairs)
+    assert decoder.ties == ({"total": "past + sequence"} if model == "growing.onnx" else {})
     plan = plan_recipe(written.loaded, Store(folder / "store"), FileDigests(None))
     assert {"reference", "build", "compare", "measure"} <= {step.kind for step in plan.steps.values()}
 

@@ -18,7 +18,7 @@ from engineworks.builds.results import BuildResult
 from engineworks.host.gpu import first_gpu
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings, read_settings
-from engineworks.tracking.runs import open_tracking
+from engineworks.tracking.runs import default_uri, open_tracking
 from flows.outcomes import result_of
 
 pytestmark = [
@@ -35,6 +35,7 @@ ON_CPU = os.environ.get("ENGINEWORKS_TEST_TARGET") == "cpu"
 def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The tiny recipe in fp32 and fp16 for this GPU, served with CUDA graphs."""
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(repository / "artifacts"))
     if ON_CPU:
         target = "{backend: onnxruntime}"
     else:
@@ -68,11 +69,9 @@ def release(only: str) -> ReleaseResult:
 
 
 def the_champion_answers(settings: Settings) -> None:
-    """It is an MLflow model."""
+    """It is an MLflow model; the fixture names its database."""
     import mlflow
 
-    tracking = open_tracking(settings.artifacts, None)
-    mlflow.set_tracking_uri(tracking.uri)
     model = mlflow.pyfunc.load_model("models:/tiny@champion-gpu-fp16")
     with np.load("recipes/test.npz") as test:
         found = model.predict({"image": test["image"]})["logits"]

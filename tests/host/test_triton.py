@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from engineworks.errors import InputError
-from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, find_server
+from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, find_server, version_of
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -77,3 +79,28 @@ def test_a_running_server_is_named_by_its_addresses_and_repository(tmp_path: Pat
 def test_anything_else_is_refused(given: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
         find_server({"ENGINEWORKS_TRITON": given})
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        ('{"name": "triton", "version": "2.51.0", "extensions": []}', "triton 2.51.0"),
+        ("{}", ""),
+        ("[]", ""),
+        ("no", ""),
+    ],
+)
+def test_a_running_server_says_its_version(answer: str, version: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode() if self.path == "/v2" else b"")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        Thread(target=http.handle_request, daemon=True).start()
+        address = f"127.0.0.1:{http.server_port}"
+        assert version_of(RunningServer(address, address)) == version
+    assert version_of(RunningServer(address, address)) == ""

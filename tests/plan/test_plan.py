@@ -63,13 +63,21 @@ def test_a_package_is_served_where_the_recipe_wants_it_and_a_server_is_at_hand(
     without = plan(repository)
     assert keys(without) == keys(before)
     assert {engine.unserved_because for engine in without.engines} == {NO_SERVER}
-    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:8000")
+    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:1")
+    silent = plan(repository)
+    assert keys(silent) == keys(before)
+    assert {e.unserved_because for e in silent.engines} == {"the Triton server at 127.0.0.1:1 does not answer"}
+    monkeypatch.setattr("engineworks.plan.served.version_of", lambda _: "triton 2.51.0")
     served = plan(repository)
     assert {i for i in keys(served) if i.endswith("/serve")} == {"tiny/fp32/cpu/serve", "tiny/int8/cpu/serve"}
     assert {engine.unserved_because for engine in served.engines} == {""}
     step = next(s for s in served.steps.values() if s.kind == "serve")
     assert {"build", "compare", "reference"} <= step.inputs.keys()
-    assert step.params["server"] == {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
+    assert step.params["server"] == {"http": "127.0.0.1:1", "grpc": "127.0.0.1:8001", "version": "triton 2.51.0"}
+    monkeypatch.setattr("engineworks.plan.served.version_of", lambda _: "triton 2.52.0")
+    assert keys(plan(repository)).items() - keys(served).items() == {
+        (name, key) for name, key in keys(plan(repository)).items() if name.endswith("/serve")
+    }
 
 
 LOWERED = {"fp32/lowered-reference", "int8/lowered-reference"}

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from growing_decoder import write_growing_decoder
 
 from engineworks.errors import RecipeError, SamplesError
 from engineworks.host.file_digests import FileDigests
@@ -54,6 +55,14 @@ CASES = {
     "a column that is not there": (("text.txt", "text.jsonl, columns: body"), "text.jsonl: has no column 'body'"),
     "a chat without a template": (("text.txt", "text.jsonl, messages: text"), "has no chat template"),
     "a context that the model was not made for": (("onnx: model.onnx}\n  decoder: {context: 96", "huggingface: hf}\n  decoder: {context: 500"), "a context of 500 is more than the model was made for (96)"),
+    "ties of a cache of fixed capacity": (("context: 96", "context: 96, ties: {total: past + sequence}"), "a cache of fixed capacity does not grow"),
+    "ties of a folder": (("onnx: model.onnx}\n  decoder: {context: 96", "huggingface: hf}\n  decoder: {context: 96, ties: {total: past}"), "'ties' names dimensions of an ONNX file"),
+    "a tie of a dimension that is not there": (("model.onnx}\n  decoder: {context: 96", "growing.onnx}\n  decoder: {context: 96, ties: {all: past + sequence}"), "no mask and no output of the cache has a dimension 'all'"),
+    "a tie of a dimension that is no length": (("model.onnx}\n  decoder: {context: 96", "growing.onnx}\n  decoder: {context: 96, ties: {total: past + batch}"), "the tie 'total = past + batch' names 'batch'"),
+    "a tie that is no sum": (("context: 96", "context: 96, ties: {total: 2 * past}"), "model.decoder.ties.total"),
+    "a context twice": (("context: 96", "context: [96, 96]"), "duplicate '96' in context"),
+    "no context": (("context: 96", "context: []"), "model.decoder.context: a list of 0 is not allowed"),
+    "a prompt longer than every context": (("context: 96", "context: [20, 40]"), "the context holds 40"),
     "a family that is not known": (("onnx: model.onnx", "huggingface: mamba"), "decoder family 'mamba' is not known"),
     "a folder without a tokenizer": (("text: text.txt", "text: text.txt, tokenizer: bare"), "'bare' holds no tokenizer"),
 }  # fmt: skip
@@ -64,6 +73,7 @@ def lay_out(folder: Path) -> None:
     for name in ("model.onnx", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(MODELS / name, folder / name)
     shutil.copytree(MODELS, folder / "hf")
+    write_growing_decoder(folder / "growing.onnx")
     for name in ("mamba", "bare"):
         (folder / name).mkdir()
     (folder / "mamba" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
@@ -189,3 +199,25 @@ def test_the_same_recipe_has_no_step_to_run_again(folder):
     assert {step.state for step in first.steps.values()} == {"to do"}
     assert again.steps.keys() == first.steps.keys()
     assert {step.state for step in again.steps.values()} == {"cached"}
+
+
+TWO = ("onnx: model.onnx}\n  decoder: {context: 96", "huggingface: hf}\n  decoder: {context: [48, 96]")
+
+
+def test_several_contexts_are_an_engine_each(folder):
+    loaded = load(folder, TWO)
+    assert loaded.engine_ids == tuple(f"tiny/{p}/cpu-{c}" for p in ("fp32", "int4_weights") for c in (48, 96))
+    assert [loaded.of(target).recipe.performance.at.keys() for target in loaded.targets] == [set(), {"chat"}]
+    plan = plan_recipe(loaded, Store(folder / "store"), FileDigests(None))
+    ids = [step.id for step in plan.steps.values()]
+    assert len(ids) == len(set(ids))
+    lengths = {s.id: s.params["decoder"]["context"] for s in plan.steps.values() if s.kind == "export"}
+    assert lengths == {"tiny/export-48": 48, "tiny/export-96": 96}
+    assert {e.id for e in plan.engines if "measure" in e.steps} == {"tiny/fp32/cpu-96", "tiny/int4_weights/cpu-96"}
+
+
+def test_one_context_of_several_is_planned_as_if_alone(folder):
+    store, keys = Store(folder / "store"), []
+    for edits in ((TWO,), ((TWO[0], TWO[1].replace("[48, 96]", "96")),)):
+        keys.append(set(plan_recipe(load(folder, *edits), store, FileDigests(None), only="*/*/cpu*").steps))
+    assert keys[1] < keys[0]

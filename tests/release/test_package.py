@@ -23,6 +23,9 @@ from engineworks.engines.signing import Trust, read_signer
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.package.package import PackagedEngine, verify_package, write_package
 from engineworks.package.triton_engines import open_packaged
+from engineworks.package.warmup import write_warm_ups
+from engineworks.plan.prepared import stored_evaluation
+from engineworks.recipe.package_settings import package_settings
 from engineworks.recipe.recipe import DynamicBatching, Triton
 
 
@@ -87,6 +90,21 @@ def test_warm_up_samples_are_rows_of_the_evaluation_data(built: Any, tmp_path: P
     raw = (model / "warmup" / warm_up.inputs["image"].input_data_file).read_bytes()
     with np.load(built.root / "recipes" / "test.npz") as data:
         np.testing.assert_array_equal(np.frombuffer(raw, np.float32).reshape(1, 4, 4), data["image"][0])
+
+
+def test_a_cpu_is_warmed_up_at_the_smallest_shape_and_a_gpu_at_every_one(built: Any, tmp_path: Path) -> None:
+    settings = replace(
+        package_settings(built.plan.loaded), shapes={"bulk": {"batch": 16}, "one": {"batch": 1}, "few": {"batch": 4}}
+    )
+    samples = stored_evaluation(built.plan.loaded)
+
+    def batches(on_gpu: bool, folder: str) -> list[int]:
+        (tmp_path / folder).mkdir()
+        warm_ups = write_warm_ups(settings, samples, tmp_path / folder, settings.specs, on_gpu=on_gpu)
+        return [warm_up.batch for warm_up in warm_ups]
+
+    assert batches(True, "gpu") == [16, 1, 4]
+    assert batches(False, "cpu") == [1]
 
 
 def test_what_triton_loads_gives_the_engines_outputs(built: Any, tmp_path: Path) -> None:

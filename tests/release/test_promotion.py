@@ -25,9 +25,9 @@ from engineworks.recipe.recipe import Waiver
 from engineworks.release.promotion import ReleaseResult, champions_before, example_feeds, release_build, roll_back
 from engineworks.release.sources import champion_engines
 from engineworks.tracking.aliases import Slot
-from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.tracking.runs import Tracking, default_uri, open_tracking
 
-pytest.importorskip("mlflow")
+mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 INT8 = Slot("tiny", "cpu", "int8")
@@ -37,11 +37,11 @@ INT8 = Slot("tiny", "cpu", "int8")
 def world(recorded: tuple[Any, BuildResult], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, BuildResult, Tracking]:
     """A recorded build. Tests give the recipe a registered model of their own, so that they share one database."""
     built, result = recorded
-    for name in ("ENGINEWORKS_STORE", "ENGINEWORKS_SIGNING_KEY", "ENGINEWORKS_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
+    for name in ("ENGINEWORKS_STORE", "ENGINEWORKS_SIGNING_KEY", "ENGINEWORKS_TRUSTED_KEYS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(built.settings.artifacts))  # MLflow's own loader reads it
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.chdir(built.root)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load`
     return built, result, open_tracking(built.settings.artifacts, None)
 
 
@@ -64,13 +64,6 @@ def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too
         return replace(engine, verdict=word, checks=checks) if "/int8/" in engine.id else engine
 
     return replace(result, engines=tuple(map(change, result.engines)))
-
-
-def load(uri: str, tracking: Tracking) -> Any:
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking.uri)
-    return mlflow.pyfunc.load_model(uri)
 
 
 def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any) -> None:
@@ -253,7 +246,7 @@ def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
 def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: Any) -> None:
     built, result, tracking = world
     release(named(built, "runs"), result, tracking)
-    model = load("models:/runs@champion-cpu-int8", tracking)
+    model = mlflow.pyfunc.load_model("models:/runs@champion-cpu-int8")
     feeds = example_feeds(built.plan)
     assert feeds["image"].shape == (2, 1, 4, 4)
     from engineworks.engines.backends import onnxruntime
@@ -280,10 +273,10 @@ def stored_engine(tracking: Tracking, model: str, precision: str = "int8") -> Pa
 def test_a_model_that_was_tampered_with_is_not_loaded(world: Any, alter: Callable[[Path], None]) -> None:
     built, result, tracking = world
     release(named(built, "tampered"), result, tracking)
-    load("models:/tampered@champion-cpu-int8", tracking)
+    mlflow.pyfunc.load_model("models:/tampered@champion-cpu-int8")
     alter(stored_engine(tracking, "tampered"))
     with pytest.raises(TrustError, match="engine: was altered"):
-        load("models:/tampered@champion-cpu-int8", tracking)
+        mlflow.pyfunc.load_model("models:/tampered@champion-cpu-int8")
 
 
 def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
@@ -293,17 +286,19 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
     release(named(built, "unsigned"), result, tracking)
     trust_mine(tmp_path, monkeypatch)
     with pytest.raises(TrustError, match="is not signed, and ENGINEWORKS_TRUSTED_KEYS asks for a signature"):
-        load("models:/unsigned@champion-cpu-int8", tracking)
+        mlflow.pyfunc.load_model("models:/unsigned@champion-cpu-int8")
     signed = replace(result, engines=tuple(built.engine(e.id) for e in built.plan.engines))
     release(named(built, "signed"), signed, tracking)
-    assert load("models:/signed@champion-cpu-int8", tracking).predict(example_feeds(built.plan))["logits"].shape == (
+    assert mlflow.pyfunc.load_model("models:/signed@champion-cpu-int8").predict(example_feeds(built.plan))[
+        "logits"
+    ].shape == (
         2,
         3,
     )
     assert tracking.registry().get(Slot("signed", "cpu", "int8")).tags["engineworks.signed_by"]
     trust_mine(tmp_path / "another", monkeypatch)
     with pytest.raises(TrustError, match="which is not trusted here"):
-        load("models:/signed@champion-cpu-int8", tracking)
+        mlflow.pyfunc.load_model("models:/signed@champion-cpu-int8")
 
 
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +306,7 @@ def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: 
     release(named(built, "elsewhere"), result, tracking)
     monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
-        load("models:/elsewhere@champion-cpu-int8", tracking)
+        mlflow.pyfunc.load_model("models:/elsewhere@champion-cpu-int8")
     assert str(caught.value) == (
         "tiny/int8/cpu cannot be run here: there is no such GPU here; load it on a host of target 'cpu', "
         "or load another engine of this model"

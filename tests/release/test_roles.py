@@ -29,9 +29,9 @@ from engineworks.release.promotion import ReleaseResult, champions_before, relea
 from engineworks.release.sources import champion_engines
 from engineworks.settings import KNOWN_STATEMENTS
 from engineworks.tracking.aliases import Slot
-from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.tracking.runs import Tracking, default_uri, open_tracking
 
-pytest.importorskip("mlflow")
+mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 NUMBERS = count()
@@ -108,9 +108,6 @@ class World:
         engineworks.load(self.slot.uri()).close()
 
     def load_by_mlflow(self) -> None:
-        import mlflow
-
-        mlflow.set_tracking_uri(self.tracking.uri)
         mlflow.pyfunc.load_model(self.slot.uri())
 
     def package(self) -> Path:
@@ -133,12 +130,11 @@ def key() -> Signer:
 @pytest.fixture
 def world(recorded: tuple[Any, BuildResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     built, result = recorded
-    for name in ("ENGINEWORKS_STORE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ENGINEWORKS_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(built.settings.artifacts))  # MLflow's own loader reads it
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.setenv(KNOWN_STATEMENTS, str(tmp_path / "known"))
     monkeypatch.chdir(built.root)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load_by_mlflow`
     return World(built, result, trust_mine(tmp_path, monkeypatch), tmp_path, f"roles-{next(NUMBERS)}")
 
 

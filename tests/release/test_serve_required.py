@@ -23,6 +23,12 @@ def judged(built: Any) -> tuple[Plan, EngineResult]:
     return plan, engine_result(plan, plan.engines[0], built.store, {})
 
 
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:8000")
+    monkeypatch.setattr("engineworks.plan.served.version_of", lambda server: f"triton of {server.http}")
+
+
 def serve(built: Any, plan: Plan, report: Any) -> None:
     """Put the report into the store, as the step leaves it."""
     step = plan.steps[plan.engines[0].steps["serve"]]
@@ -37,7 +43,6 @@ def edit(built: Any, old: str, new: str) -> None:
 
 
 def test_it_counts_for_this_package_on_this_server_alone(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:8000")
     assert judged(built)[1].verdict == "pass"
     edit(built, "release: {", "release: {serve: required, ")
     plan, before = judged(built)
@@ -63,8 +68,7 @@ def test_it_counts_for_this_package_on_this_server_alone(built: Any, monkeypatch
     assert other_engine.serving is None  # another engine
 
 
-def test_a_package_that_was_served_wrongly_fails(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:8000")
+def test_a_package_that_was_served_wrongly_fails(built: Any) -> None:
     edit(built, "release: {", "release: {serve: required, ")
     serve(built, judged(built)[0], {**REPORT, "answers": {"grpc": {**ANSWERS, "worst": {"logits": 0.5}}}})
     assert judged(built)[1].verdict == "fail"

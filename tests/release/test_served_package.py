@@ -7,6 +7,8 @@ import os
 import select
 import shutil
 import signal
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from release_record import record
 
 from engineworks.builds.step import run_step
 from engineworks.cli import _run
+from engineworks.commands.serve_jobs import job_of
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError
@@ -29,6 +32,8 @@ from engineworks.release.promotion import champions_before, release_build
 from engineworks.serving.client import Client
 from engineworks.serving.server import SHARED_MEMORY, started
 from engineworks.steps import serve as step
+from engineworks.steps.step_job import StepJob
+from engineworks.store.open import open_store
 from engineworks.tracking.runs import open_tracking
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(240)]
@@ -109,23 +114,20 @@ def test_the_command_serves_what_was_built_and_leaves_nothing(
     assert answers["4 clients"]["requests"] == 4 * answers["grpc"]["requests"]
 
 
-def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
-    built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
-) -> None:
-    from engineworks.commands.serve_jobs import job_of
-    from engineworks.steps.step_job import StepJob
-    from engineworks.store.open import open_store
-
-    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+def step_of(built: Any, out: Path) -> StepJob:
+    """The step `serve` of an engine, to be run in this process."""
     engine = built.engine("tiny/int8/cpu")
     packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
     payload = job_of(built.plan, open_store(built.settings), packaged, "serve")
-    payload["inputs"]["build"] = str(engine.path.parent)
-    payload["unkeyed"]["passport"] = str(engine.passport)
-    job = StepJob(
-        payload["id"], payload["params"], {r: Path(p) for r, p in payload["inputs"].items()}, payload["unkeyed"],
-        tmp_path, lambda _: None,
-    )  # fmt: skip
+    inputs = {**{role: Path(path) for role, path in payload["inputs"].items()}, "build": engine.path.parent}
+    unkeyed = {**payload["unkeyed"], "passport": str(engine.passport)}
+    return StepJob(payload["id"], payload["params"], inputs, unkeyed, out, lambda _: None)
+
+
+def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
+    built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
     pids: list[int] = []
 
     def kill(job: StepJob, addresses: Any, process: Any, model: str, single: Any) -> None:
@@ -134,11 +136,45 @@ def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
 
     monkeypatch.setattr(step, "_load", kill)
     with pytest.raises(RunError, match="the Triton server was ended by SIGKILL"):
-        step.run(job)
+        step.run(step_of(built, tmp_path))
     assert len(pids) > 1
     assert all(map(ended, pids))
     assert not (tmp_path / "serving.json").exists()
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
+
+
+def test_the_batcher_is_measured_and_the_recommendation_is_packaged_and_served(
+    built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    monkeypatch.setattr(step, "DELAYS_US", (500,))
+    monkeypatch.setattr(step, "batching_settings", partial(step.batching_settings, instances=(1,)))
+    monkeypatch.setattr(step, "sweep", partial(step.sweep, tries=1))
+    text = built.recipe.read_text().replace("{preferred: [8, 16], max_delay_us: 500}", "{measured: true}")
+    load = "{find_qps: true, p99_ms: 1000, seconds: 1}"
+    built.recipe.write_text(text.replace("performance:\n", f"performance:\n  serving: {{load: {load}}}\n"))
+    job = step_of(replace(built, plan=plan_recipe(load_recipe(built.recipe), built.store, FileDigests(None))), tmp_path)
+    step.run(replace(job, params={**job.params, "reloads": 1}))
+    report = json.loads((tmp_path / "serving.json").read_text())
+    points = report["batching"]["points"]
+    assert [(p["preferred"], p["delay_us"]) for p in points] == [(None, 0), ([], 500), ([8, 16], 500)]
+    assert all(len(p["tries"]) == 1 for p in points)
+    best = report["batching"]["recommended"]
+    assert best == max(points, key=lambda point: point["rate"])
+    assert report["load"]["rate"] == max((one["qps"] for one in report["load"]["tries"] if one["holds"]), default=0)
+    assert len(report["load"]["tries"]) > 1  # it was searched
+    engine = built.engine("tiny/int8/cpu")
+    passport = read_passport(engine.passport, Trust())
+    body = {**passport.body, "reports": {"serving.json": report}}
+    loaded = load_recipe(built.recipe)
+    packaged = PackagedEngine(engine.path.parent, replace(passport, body=body))
+    (model,) = write_package(loaded, [packaged], tmp_path / "models", available=server.available)
+    with started(server, tmp_path / "models") as process, Client(process.addresses.grpc, "grpc") as client:
+        client.load(model.name)
+        served = client.config(model.name).get("dynamic_batching")
+        assert client.infer(model.name, IMAGE)["logits"].shape == (2, 3)
+    assert (served is None) == (best["preferred"] is None)
+    assert served is None or served.get("preferred_batch_size", []) == best["preferred"]
 
 
 def test_a_candidate_is_served_beside_the_champion(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engineworks.errors import RunError
 from engineworks.host.triton import InstalledServer
+from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.slopes import slopes
 from engineworks.serving import server as servers
 from engineworks.serving.answers import Question
 from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.server import SHARED_MEMORY, StartedServer, started
 from engineworks.serving.soak import reload_model
+from engineworks.serving.together import serve_together
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 
@@ -58,8 +62,6 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def test_it_serves_by_both_protocols_and_its_tree_is_gone_afterwards(triton: InstalledServer, repository: Path) -> None:
-    import numpy as np
-
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     with started(triton, repository) as server:
         for protocol in PROTOCOLS:
@@ -116,26 +118,68 @@ def test_it_ends_with_whoever_started_it(triton: InstalledServer, repository: Pa
 
 
 PLANTED = """
-import os, pathlib
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+pid_t fork(void) {
+    memset(malloc(128 * 1024), 1, 128 * 1024);
+    return ((pid_t (*)(void))dlsym(RTLD_NEXT, "fork"))();
+}
+"""
+"""Every start of a Python model's process leaks 128 KiB of the server's memory."""
+
+
+def test_a_planted_leak_of_128_kib_a_reload_fails_the_check(
+    triton: InstalledServer, repository: Path, tmp_path: Path
+) -> None:
+    question = Question({"x": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 3), np.float32)})
+    library = tmp_path / "planted.so"
+    compiler = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
+    subprocess.run(compiler, input=PLANTED, text=True, check=True)
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    with started(triton, repository, env=env) as server, Client(server.addresses.grpc, "grpc") as client:
+        found = reload_model(client, server, "net", question, 30, lambda _: None)
+    assert found["answers"]["equal"] == 30
+    found |= {"slopes": {name: one.to_json() for name, one in slopes(found["readings"]).items()}}
+    assert found["slopes"]["rss_kib"]["low"] > 64
+    report = {"answers": {}, "spread": 0.0, "refusals": [], "reload": found}
+    checks = {check.name: check.verdict for check in serving_checks(report, None, "")}
+    assert checks["served.reload[rss_kib]"] == "fail"
+    assert checks["served.reload[shared_kib]"] == "pass"
+
+
+FULL = """
+from pathlib import Path
+
+MARK = Path(__file__).parents[2] / "in-use"
+
 
 class TritonPythonModel:
     def initialize(self, args):
-        pathlib.Path("/dev/shm", f"FOLDER-planted-{os.getpid()}").write_bytes(bytes(128 * 1024))
+        self.more = bytearray(1 << 46) if MARK.exists() else b""
+        MARK.touch()
+
+    def finalize(self):
+        MARK.unlink()
 """
+"""A model that takes 64 TiB where another one is loaded already."""
 
 
-def test_a_planted_leak_of_128_kib_a_reload_is_found(triton: InstalledServer, repository: Path) -> None:
-    import numpy as np
-
-    question = Question({"x": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 3), np.float32)})
-    with started(triton, repository) as server, Client(server.addresses.grpc, "grpc") as client:
-        planted = PLANTED.replace("FOLDER", server.name) + IDENTITY.partition("class TritonPythonModel:\n")[2]
-        (repository / "net" / "1" / "model.py").write_text(planted)
-        found = reload_model(client, server, "net", question, 12, lambda _: None)
-    assert found["answers"]["equal"] == 12
-    slope = slopes(found["readings"])["shared_kib"]
-    assert slope.low > 64
-    assert slope.per_step == pytest.approx(128, rel=0.1)
+def test_a_model_that_does_not_fit_beside_another_is_one_sentence(triton: InstalledServer, repository: Path) -> None:
+    model = FULL + IDENTITY.partition("class TritonPythonModel:\n")[2]
+    (repository / "net" / "1" / "model.py").write_text(model)
+    other = shutil.copytree(repository / "net", repository / "other")
+    (other / "config.pbtxt").write_text(CONFIG.replace('"net"', '"other"'))
+    asked = [Question({"x": np.ones((1, 3), np.float32)}, {})]
+    with (
+        started(triton, repository) as server,
+        Client(server.addresses.grpc, "grpc") as client,
+        pytest.raises(RunError) as error,
+    ):
+        serve_together(client, server.addresses.grpc, {"net": asked, "other": asked}, lambda: 0.0, 0.1)
+    assert error.value.message == "'other' does not fit into the memory beside 'net': MemoryError"
 
 
 def test_a_taken_port_leads_to_another(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engineworks.commands.init.draft import RawTensor
 from engineworks.commands.init.render import GUESS, note, quoted
 from engineworks.errors import ModelError
 from engineworks.model.decoder.families import FAMILIES, context_problems, read_config
-from engineworks.model.decoder.interface import guess_cache, read_interface
+from engineworks.model.decoder.interface import DecoderInterface, guess_cache, read_interface
 from engineworks.recipe.datasets.decoder_text import PLAIN
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.tensors import TensorSpec
@@ -26,11 +26,13 @@ RATIOS: Mapping[str, float] = {"fp32": 0.999, "fp16": 0.995, "int8_weights": 0.9
 
 @dataclass(frozen=True)
 class FoundDecoder:
-    """context: positions of the cache. fixed: the model has no other number. cache: input → output, {} by names."""
+    """context: positions of the cache. fixed: the model has no other number. cache: input → output, {} by names. ties:
+    sums by name of a dimension."""
 
     context: int
     fixed: bool
     cache: Mapping[str, str]
+    ties: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_text(evaluation: str | None) -> bool:
@@ -48,8 +50,22 @@ def decoder_in_onnx(inputs: Sequence[RawTensor], outputs: Sequence[RawTensor]) -
         except ModelError:
             continue
         pairs = {c.input: c.output for c in face.caches}
-        return FoundDecoder(context, face.form == "in_place", pairs if len(pairs) <= SHOWN_PAIRS else {})
+        ties = _ties(face, *specs) if face.form == "growing" else {}
+        return FoundDecoder(context, face.form == "in_place", pairs if len(pairs) <= SHOWN_PAIRS else {}, ties)
     return None
+
+
+def _ties(face: DecoderInterface, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """Return the sums that dimensions with names of their own are: of the mask, and of what the cache grows to."""
+    given, made = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
+    cache, sequence = face.caches[0], str(given[face.ids].shape[1])
+    past = str(cache.shape[cache.length])
+    names = [str(made[c.output].shape[c.length]) for c in face.caches]
+    names += [str(given[face.mask].shape[-1])] if face.mask else []
+    if not all(name.isidentifier() for name in (past, sequence)):
+        return {}
+    own = {d for spec in (*inputs, *outputs) for axis, d in enumerate(spec.shape) if d == f"{spec.name}_{axis}"}
+    return {n: f"{past} + {sequence}" for n in names if n.isidentifier() and n not in own | {past, sequence}}
 
 
 def decoder_in_folder(folder: Path) -> FoundDecoder | None:
@@ -84,7 +100,9 @@ def _lines(
     precisions: Sequence[str],
 ) -> Iterator[str]:  # fmt: skip
     cache = ", ".join(f"{quoted(given)}: {quoted(made)}" for given, made in found.cache.items())
-    context = f"  decoder: {{context: {found.context}" + (f", cache: {{{cache}}}}}" if cache else "}")
+    ties = ", ".join(f"{name}: {total}" for name, total in found.ties.items())
+    more = (f", cache: {{{cache}}}" if cache else "") + (f", ties: {{{ties}}}" if ties else "")
+    context = f"  decoder: {{context: {found.context}{more}}}"
     column = f", columns: [{', '.join(map(quoted, columns))}]" if columns else ""
     prompt = max(1, found.context // 4)
     yield f"# Written by `engineworks init`. Correct what is marked '{GUESS}'."

@@ -21,23 +21,26 @@ SHOWN = 20
 """Parts that the table shows; --json has them all."""
 
 
+Precision = Annotated[
+    str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
+]
+Target = Annotated[
+    str, typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names)
+]
+Samples = Annotated[
+    int | None, typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all.")
+]
+Write = Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the plot; default: artifacts/sensitivity.")]
+
+
 def sensitivity(
     recipe: OneRecipe,
-    precision: Annotated[
-        str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
-    ] = "int8",
-    target: Annotated[
-        str,
-        typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names),
-    ] = "cpu",
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all."),
-    ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the plot; default: artifacts/sensitivity.")
-    ] = None,
+    precision: Precision = "int8",
+    target: Target = "cpu",
+    samples: Samples = None,
+    write: Write = False,
+    out: Out = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -63,16 +66,18 @@ def sensitivity(
     if as_json:
         terminal.print_json({**made.to_json(), "plot": str(plot) if plot else None, "diff": diff, "written": written})
     else:
-        if not quiet:
-            terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
-        for line in _messages(made, plot):
-            terminal.say(line)
-        if diff:
-            terminal.say(
-                f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):"
-            )
-            terminal.say(diff.rstrip("\n"))
+        _say(made, plot, diff, written=written, quiet=quiet)
     raise typer.Exit(made.exit_code)
+
+
+def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quiet: bool) -> None:
+    if not quiet:
+        terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
+    for line in _messages(made, plot):
+        terminal.say(line)
+    if diff:
+        terminal.say(f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):")
+        terminal.say(diff.rstrip("\n"))
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:

@@ -73,7 +73,7 @@ class OrtGrowingDecoder(Streams):
         face = self._interface
         feeds: dict[str, Any] = {face.ids: ids.astype(self._ids_type), **self._past(streams, past)}
         if face.mask:
-            feeds[face.mask] = np.ones((len(streams), past + ids.shape[1]), np.int64)
+            feeds[face.mask] = np.ones((len(streams), face.mask_length(past, ids.shape[1])), np.int64)
         if face.position_ids:
             feeds[face.position_ids] = np.broadcast_to(past + np.arange(ids.shape[1]), ids.shape).astype(np.int64)
         names = [face.logits, *(c.output for c in face.caches)]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from engineworks.errors import ModelError
+from engineworks.model.decoder.ties import WHOLE, Term, read_ties, total_of
 from engineworks.tensors import Dim, TensorSpec
 
 DECODER_FILE = "decoder.json"
@@ -53,7 +55,8 @@ class CacheTensor:
 class DecoderInterface:
     """A decoder's tensors.
 
-    context: positions of the cache. mask: input of ones [batch, past + sequence]; position_ids: input of positions
+    context: positions of the cache. mask: input of ones [batch, past + sequence], unless mask_terms say otherwise;
+    ties: terms by name of a dimension, as the recipe says; position_ids: input of positions
     [batch, sequence]; both '' where the graph has none. vocabulary: length of the logits. lone_appends: several tokens
     can be appended to a sequence that is not empty only in a batch of one (GroupQueryAttention).
     """
@@ -69,6 +72,11 @@ class DecoderInterface:
     position_ids: str = ""
     notes: tuple[str, ...] = field(default=())
     lone_appends: bool = False
+    mask_terms: tuple[Term, ...] = WHOLE
+    ties: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
+
+    def mask_length(self, past: int, sequence: int) -> int:
+        return total_of(self.mask_terms, past, sequence)
 
     @property
     def values_per_token(self) -> int:
@@ -82,12 +90,15 @@ class DecoderInterface:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "caches": [c.to_json() for c in self.caches], "notes": list(self.notes)}
+        made = {**vars(self), "caches": [c.to_json() for c in self.caches], "notes": list(self.notes)}
+        return made | {"mask_terms": list(self.mask_terms), "ties": {n: list(t) for n, t in self.ties.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DecoderInterface:
         caches = tuple(CacheTensor.from_json(c) for c in value["caches"])
-        return cls(**{**value, "caches": caches, "notes": tuple(value["notes"])})
+        ties = {name: tuple(terms) for name, terms in value.get("ties", {}).items()}
+        tied = {"mask_terms": tuple(value.get("mask_terms", WHOLE)), "ties": ties}
+        return cls(**{**value, "caches": caches, "notes": tuple(value["notes"]), **tied})
 
 
 _PAST = (
@@ -113,9 +124,11 @@ def guess_cache(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]
 
 
 def read_interface(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], context: int, named: Mapping[str, str]
-) -> DecoderInterface:
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], context: int, named: Mapping[str, str],
+    ties: Mapping[str, str] = MappingProxyType({}),
+) -> DecoderInterface:  # fmt: skip
     """Return how a decoder's ONNX file is fed. named: the recipe's cache input → output; {}: by their usual names.
+    ties: the recipe's sums by name of a dimension.
 
     Raises `ModelError` where an input or output has no known meaning.
     """
@@ -156,9 +169,26 @@ def read_interface(
     positions, mask, position_ids = (
         others[role].name if role in others else "" for role in ("positions", "mask", "position_ids")
     )
-    return DecoderInterface(
-        form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids
-    )  # fmt: skip
+    face = DecoderInterface(form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids)
+    return _tied(face, ties, ids, by_input, by_output) if ties else face
+
+
+def _tied(
+    face: DecoderInterface, ties: Mapping[str, str], ids: TensorSpec, inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+) -> DecoderInterface:  # fmt: skip
+    """Return the interface with its tied dimensions."""
+    if face.form == "in_place":
+        raise ModelError(
+            "a cache of fixed capacity does not grow, so no dimension of it is a sum", hint="remove 'ties'"
+        )
+    cache = face.caches[0]
+    dims = {str(outputs[c.output].shape[c.length]): (outputs[c.output],) for c in face.caches}
+    if face.mask:
+        dims[str(inputs[face.mask].shape[-1])] = (inputs[face.mask],)
+    read = read_ties(ties, str(ids.shape[1]), str(cache.shape[cache.length]), dims)
+    own = str(inputs[face.mask].shape[-1]) if face.mask else ""
+    return replace(face, ties=read, mask_terms=read.get(own, WHOLE))
 
 
 def _only(what: str, found: Sequence[TensorSpec], among: Sequence[TensorSpec]) -> TensorSpec:

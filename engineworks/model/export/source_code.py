@@ -13,7 +13,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
@@ -131,21 +131,29 @@ def _parents(name: str) -> Iterator[str]:
 
 def _imported_names(name: str, path: Path) -> Iterator[str]:
     """Every dotted name that the file may import; most are not modules, the caller looks which are there."""
+    yield from _names_in(path.read_bytes(), name if path.name == "__init__.py" else name.rpartition(".")[0])
+
+
+@lru_cache(maxsize=64)
+def _names_in(source: bytes, package: str) -> tuple[str, ...]:
+    """Names that this source may import in `package`. Kept, because recipes of a folder share their modules."""
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
-            if base:
-                yield base
-            yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
-        elif isinstance(node, ast.Call):
-            yield from _literal_import(node, package)
+        return ()
+    return tuple(name for node in ast.walk(tree) for name in _names_at(node, package))
+
+
+def _names_at(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = _absolute(node, package)
+        if base:
+            yield base
+        yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
+    elif isinstance(node, ast.Call):
+        yield from _literal_import(node, package)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:

@@ -48,6 +48,12 @@ def graph_with_rounding(path: Path) -> tuple[bytes, int]:
     Its external weights stay in place. Branches and bodies of loops stay unchanged.
     """
     model = load_model(path, weights=False)
+    changed = add_rounding(model)
+    return model.SerializeToString(), changed
+
+
+def add_rounding(model: onnx.ModelProto) -> int:
+    """Put the noise into the model; return the number of changed values."""
     types, opset = infer_types(*split_model(model)), opset_of(model)
     constants = {t.name for t in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -65,7 +71,7 @@ def graph_with_rounding(path: Path) -> tuple[bytes, int]:
             node.output[0] = f"{result}/exact"
             nodes += _noise(node.output[0], result, types[result], len(moved), opset)
     set_nodes(model.graph, nodes)
-    return model.SerializeToString(), len(moved)
+    return len(moved)
 
 
 def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> list[onnx.NodeProto]:

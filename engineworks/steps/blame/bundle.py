@@ -12,7 +12,7 @@ import numpy as np
 
 from engineworks.engines.backends import backend
 from engineworks.host.packages import installed_versions
-from engineworks.model.onnx_files import save_model
+from engineworks.model.onnx_files import MODEL_FILE, save_model
 from engineworks.model.runtime.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS
 from engineworks.steps.blame.probe import shape_range
 from engineworks.steps.blame.search import Found
@@ -52,6 +52,9 @@ got = {{output.name: value for output, value in zip(session.get_outputs(), sessi
 
 _OPTIMIZED = """load("model.onnx", levels.ORT_ENABLE_EXTENDED, "optimized.onnx")
 session = load("optimized.onnx", levels.ORT_ENABLE_ALL)"""
+
+_LARGE = ("session.optimized_model_external_initializers_file_name", "optimized.onnx.data")
+"""ONNX Runtime writes a model of more than 2 GiB with its weights in another file only."""
 
 _AS_WRITTEN = """session = load("model.onnx", levels.ORT_DISABLE_ALL)"""
 
@@ -104,7 +107,7 @@ def write_bundle(found: Found, target: Mapping[str, Any], what: str, allowed: fl
     """Write the part that an engine gets wrong. allowed: the error of a right engine. Returns the folder."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    save_model(found.model(), out / "model.onnx")
+    save_model(found.model(), out / MODEL_FILE)
     np.savez_compressed(out / "inputs.npz", **found.feeds())
     np.savez_compressed(out / "expected.npz", **found.wanted())
     feeds = found.feeds()
@@ -124,7 +127,9 @@ def write_script(
     needs = " ".join(f"{package}=={version}" for package, version in versions.items() if package != "onnx")
     if name == "onnxruntime":
         load = _AS_WRITTEN if as_written else _OPTIMIZED
-        text = _ORT.format(what=what, needs=needs, entries=(EXACT_ACTIVATIONS, EXACT_PRODUCTS), load=load)
+        data = (out / f"{MODEL_FILE}.data").exists()
+        entries = (EXACT_ACTIVATIONS, EXACT_PRODUCTS, *([_LARGE] if data else []))
+        text = _ORT.format(what=what, needs=needs, entries=entries, load=load)
     else:
         told = {name: (r.min, r.opt, r.max) for name, r in ranges.items()}
         profile = _PROFILE.format(ranges=told) if told else ""

@@ -7,14 +7,17 @@ DequantizeLinear) go with whoever reads them, so that a builder still sees a wei
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
+from engineworks.model.onnx_files import detach_weights, load_model
+from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +39,11 @@ MEASURES = ("Shape", "Size")
 """Operators whose results depend on shapes alone."""
 
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear")
+
+
+def read_graph(path: Path, spill: Path) -> Graph:
+    """The model's graph, whose weights stay on disk: in its own data file, or in `spill`, which is written."""
+    return Graph(detach_weights(load_model(path, weights=False), path, spill))
 
 
 class Graph:
@@ -95,13 +103,16 @@ class Graph:
         return infer_types(*split_model(self.model))
 
     def marked(self) -> onnx.ModelProto:
-        """The model with every inner tensor that NumPy can hold as an output."""
+        """The model with every inner tensor that NumPy can hold as an output, and the constants that nodes make for an
+        If, a Loop or a Scan: it is searched with them."""
         import onnx
 
         marked = onnx.ModelProto()
         marked.CopyFrom(self.model)
         del marked.graph.output[:]
-        names = [n for n in self.tensors() if self.types.get(n, FLOAT) in FETCHABLE]
+        given = dict.fromkeys(n for node in self.nodes if is_controlled(node) for n in node.input)
+        made = [n for n in given if n in self._constant_makers]
+        names = [n for n in (*made, *self.tensors()) if self.types.get(n, FLOAT) in FETCHABLE]
         marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return marked
 
@@ -129,9 +140,7 @@ class Graph:
 
     def value_of(self, name: str, values: Values) -> Array:
         """The reference's value of a tensor, or a constant's own. Raises `KeyError` for one that is neither."""
-        import onnx
-
-        return onnx.numpy_helper.to_array(self.constants[name]) if name in self.constants else values[name]
+        return tensor_values(self.constants[name]) if name in self.constants else values[name]
 
     def frontier(self, chosen: Collection[int]) -> list[str]:
         """Tensors that these nodes make and that others read, or the model gives; what nothing reads, too."""
@@ -272,47 +281,3 @@ def label(node: onnx.NodeProto) -> str:
 def is_controlled(node: onnx.NodeProto) -> bool:
     """Whether the node holds graphs of its own: If, Loop, Scan."""
     return any(True for _ in subgraphs(node))
-
-
-def inner_models(graph: Graph, index: int, values: Values) -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
-    """The graphs that the node ran, as models of their own: what they are, the model, and its feeds.
-
-    Of an If the branch that was taken; of a Loop or Scan the body of its first iteration.
-    """
-    node = graph.nodes[index]
-    if node.op_type == "If":
-        taken = bool(np.asarray(graph.value_of(node.input[0], values)).reshape(-1)[0])
-        name = "then_branch" if taken else "else_branch"
-        yield from _as_models(graph, node, name, {}, values)
-    elif node.op_type == "Loop":
-        body = next(iter(subgraphs(node)))
-        carried = [graph.value_of(name, values) for name in node.input[2:]]
-        firsts = [np.array(0, np.int64), np.array(True), *carried]
-        yield from _as_models(graph, node, "body", dict(zip((v.name for v in body.input), firsts, strict=True)), values)
-    elif node.op_type == "Scan" and not any(a.name.startswith("scan_input") for a in node.attribute):
-        body = next(iter(subgraphs(node)))
-        scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs")
-        given = [graph.value_of(name, values) for name in node.input]
-        states = len(given) - scanned
-        firsts = [*given[:states], *(array[0] for array in given[states:])]
-        yield from _as_models(graph, node, "body", dict(zip((v.name for v in body.input), firsts, strict=True)), values)
-
-
-def _as_models(
-    graph: Graph, node: onnx.NodeProto, name: str, feeds: dict[str, Any], values: Values
-) -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
-    import onnx
-
-    body = next(a.g for a in node.attribute if a.name == name)
-    model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
-    model.graph.CopyFrom(body)
-    del model.graph.input[:]
-    fixed, weights = graph.closure([node])
-    own = {t.name for t in body.initializer}
-    set_nodes(model.graph, [*fixed, *body.node])
-    model.graph.initializer.extend(w for w in weights if w.name not in own)
-    outer = {n: values[n] for n in graph.uses[graph.makers[node.output[0]]] if n in values and n not in feeds}
-    read = {n for inner in model.graph.node for n in names_read(inner)}
-    given = {**feeds, **{n: v for n, v in outer.items() if n in read}}
-    model.graph.input.extend(value_info(n, np.asarray(v)) for n, v in given.items())
-    yield f"{name} of {label(node)}", model, given

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
 from engineworks.model.graphs import set_nodes, sort_nodes
-from engineworks.model.onnx_files import load_model, save_model
+from engineworks.model.onnx_files import save_model
 from engineworks.recipe.npz import read_arrays
-from engineworks.steps.blame.graph import Graph, Nodes, Values, label
+from engineworks.steps.blame.graph import Graph, Nodes, Values, label, read_graph
+from engineworks.steps.blame.probe import SCRATCH
 from engineworks.steps.blame.values import WORST, error_of
 
 if TYPE_CHECKING:
@@ -66,29 +67,28 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     lowered model's outputs; `left`: the error with the `blamed` pieces in fp32. `cured`: the fewest with which it is
     allowed, none where no number is enough. `right`: the error up to which the bundle shows no fault.
     """
-    folded = Graph(load_model(Path(payload["folded"])))
-    lowered = Graph(load_model(Path(payload["lowered"])))
     wanted = read_arrays(Path(payload["folded_values"]))
     values = read_arrays(Path(payload["lowered_values"]))
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(dir=Path(payload["out"]).parent, prefix=SCRATCH) as scratch:
+        folded, lowered = (read_graph(Path(payload[n]), Path(scratch, n)) for n in ("folded", "lowered"))
         study = _Study(folded, lowered, wanted, values, Path(scratch))
         pieces = sorted(study.pieces(), key=lambda piece: (-piece.effect, -piece.error))
         full_error = study.error_with([])
         allowed = float(payload["allowed"])
         blamed, left = study.blamed(pieces, full_error, max(allowed, full_error * FALLEN))
         cured, _ = (blamed, left) if left <= allowed else study.blamed(pieces, full_error, allowed)
-    worst, right, typical = pieces[0] if pieces else None, allowed, 0.0
-    if worst is not None:
-        typical = float(np.median([p.error for p in pieces if p.error > 0 and p is not worst] or [0.0]))
-        alone = worst.error > SHOWS * typical
-        right = max(SHOWS * typical, worst.error / 10) if alone else worst.effect / 2
-        (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
-    return {
-        "whole": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
-        "blamed": [study.record(piece) for piece in blamed],
-        "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
-        "count": len(pieces), "typical": typical,
-    }  # fmt: skip
+        worst, right, typical = pieces[0] if pieces else None, allowed, 0.0
+        if worst is not None:
+            typical = float(np.median([p.error for p in pieces if p.error > 0 and p is not worst] or [0.0]))
+            alone = worst.error > SHOWS * typical
+            right = max(SHOWS * typical, worst.error / 10) if alone else worst.effect / 2
+            (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
+        return {
+            "whole": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
+            "blamed": [study.record(piece) for piece in blamed],
+            "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
+            "count": len(pieces), "typical": typical,
+        }  # fmt: skip
 
 
 class _Study:

@@ -100,12 +100,14 @@ class Budget:
 class EngineProber:
     """Probes with a backend, in children of a pool.
 
-    target: as of a plan. folder: keeps the answers. say: gets one line for each build.
+    target: as of a plan. source: digest of the model that the parts are cut from. folder: keeps the answers. say: gets
+    one line for each build.
     """
 
     target: Mapping[str, Any]
     precision: str
     computes: Sequence[str]
+    source: str
     folder: Path
     pool: ChildPool
     say: Callable[[str], object]
@@ -118,6 +120,7 @@ class EngineProber:
         how = {
             "target": dict(self.target),
             "serving": dict(self.serving),
+            "source": self.source,
             "shapes": {n: list(s) for n, s in shapes.items()},
         }
         asked = _digest(model, feeds, wanted, how)
@@ -221,7 +224,7 @@ def _word_set(message: str) -> set[str]:
 
 
 def _digest(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, rest: Mapping[str, Any]) -> str:
-    """The digest of what is asked: the part, its values, and how it is built."""
+    """The digest of what is asked: the part, its values, and how it is built. The part's weights may be on disk."""
     import hashlib
 
     written = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()

@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engineworks.steps.blame.graph import Graph, Nodes, Values, inner_models, is_controlled, label
+from engineworks.errors import EngineworksError
+from engineworks.steps.blame.bodies import inner_model, iterations, shortened, states_of
+from engineworks.steps.blame.graph import Graph, Nodes, Values, is_controlled, label
 from engineworks.steps.blame.probe import Answer, Budget, OutOfBuilds, Prober, same_crash
 
 MARKS = 7
@@ -95,7 +97,10 @@ def blame_engine(
         if not search.starts():
             return None
     found = search.smallest()
-    while (inner := _descend(found, budget, reference)) is not None:
+    while sum(is_controlled(found.graph.nodes[i]) for i in found.nodes) == 1:
+        inner, note = _descend(found, budget, reference)
+        if inner is None:
+            return replace(found, builds=budget.builds, notes=(*found.notes, note))
         found = inner
     return found
 
@@ -104,21 +109,47 @@ def _same_ranks(values: Values, other: Values) -> bool:
     return values.keys() == other.keys() and all(values[n].ndim == other[n].ndim for n in values)
 
 
-def _descend(found: Found, budget: Budget, reference: Reference) -> Found | None:
-    """The same fault inside of the branch or body of the only node that is left; None if it does not show there."""
-    controlled = [i for i in found.nodes if is_controlled(found.graph.nodes[i])]
-    if len(controlled) != 1:
-        return None
-    for name, model, feeds in inner_models(found.graph, controlled[0], found.values):
+def _descend(found: Found, budget: Budget, reference: Reference) -> tuple[Found | None, str]:
+    """The same fault inside of the branch or body of the only node that is left; else None and the reason."""
+    (index,) = (i for i in found.nodes if is_controlled(found.graph.nodes[i]))
+
+    def search(model: Any, feeds: Mapping[str, Any], *inside: str) -> _Search:
         graph = Graph(model)
         values, allowed = reference(model, feeds)
-        search = _Search(graph, values, allowed, budget, inside=(*found.inside, name), like=found.answer.crash)
-        try:
-            if graph.nodes and search.starts():
-                return search.smallest()
-        except OutOfBuilds:
-            return None
-    return None
+        return _Search(graph, values, allowed, budget, inside=(*found.inside, *inside), like=found.answer.crash)
+
+    try:
+        name, model, feeds = inner_model(found.graph, index, found.values)
+        inner = search(model, feeds, name)
+        most = iterations(found.graph, index, found.values)
+        if not (inner.graph.nodes and inner.starts()) and most > 1:
+            last = _first_iteration(lambda n: search(*shortened(found.graph, index, found.values, n), name), most)
+            before = search(*shortened(found.graph, index, found.values, last - 1), name)
+            states = states_of(before.graph, 0, before.values)
+            name, model, feeds = inner_model(found.graph, index, found.values, last - 1, states)
+            inner = search(model, feeds, name)
+            inner.starts()
+        if inner.shows:
+            return inner.smallest(), ""
+    except OutOfBuilds:
+        return None, f"stopped after {budget.builds} builds: a smaller part inside of it may show it, too"
+    except (EngineworksError, KeyError) as error:
+        return None, f"what is inside of it cannot be run alone: {error}"
+    return None, f"the {name} shows no fault alone"
+
+
+def _first_iteration(shortened_search: Callable[[int], _Search], most: int) -> int:
+    """The first number of iterations, at most `most`, with which the node shows the fault; one does not."""
+    too_few, enough = 1, 2
+    while enough < most and not shortened_search(enough).starts():
+        too_few, enough = enough, min(enough * 2, most)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if shortened_search(middle).starts():
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 @dataclass
@@ -141,6 +172,11 @@ class _Search:
         self.full = self._probe(self._prefix(len(self.units)), self.graph.frontier(self._prefix(len(self.units))))
         if not self.inside:
             self.like = self.full.crash
+        return self.shows
+
+    @property
+    def shows(self) -> bool:
+        """Whether the whole graph, as it was built last, shows the fault."""
         return self._shows(self.full)
 
     def smallest(self) -> Found:

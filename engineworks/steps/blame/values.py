@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import EngineworksError
-from engineworks.host.file_digests import digest_file
 from engineworks.measure.served_checks import MOVED, ROUNDED
-from engineworks.model.lower.rounding import graph_with_rounding
+from engineworks.model.lower.rounding import add_rounding
 from engineworks.model.onnx_files import load_model, save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph
@@ -58,25 +57,21 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     """
     model, out = Path(payload["model"]), Path(payload["out"])
     feeds = read_arrays(Path(payload["feeds"]))
-    marked = out.with_name("marked.onnx")
-    graph = Graph(load_model(model))
-    save_model(graph.marked(), marked)
-    values = _run(marked, None, feeds)
+    marked = Graph(load_model(model, weights=False)).marked()
+    values = _run(model, marked, feeds)
     moved: dict[str, float] = {}
     try:
-        noisy, count = graph_with_rounding(marked)
-        if count:
-            moved = {name: min(error_of(v, values[name]), WORST) for name, v in _run(marked, noisy, feeds).items()}
+        if add_rounding(marked):
+            moved = {name: min(error_of(v, values[name]), WORST) for name, v in _run(model, marked, feeds).items()}
     except EngineworksError:
         moved = {}  # without it the tolerance alone decides
     np.savez(out, **values, **{n: v for n, v in feeds.items() if n not in values})  # type: ignore[arg-type]
-    for file in (marked, marked.with_name(marked.name + ".data")):
-        file.unlink(missing_ok=True)
-    return {"moved": moved, "model": digest_file(model)}
+    return {"moved": moved}
 
 
-def _run(model: Path, graph: bytes | None, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    session = backend.load_as_written(model, graph=graph)
+def _run(model: Path, graph: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """graph: of the same file's weights, which stay there."""
+    session = backend.load_as_written(model, graph=graph.SerializeToString())
     try:
         return session.run({spec.name: feeds[spec.name] for spec in session.inputs})
     finally:

@@ -18,7 +18,9 @@ def run(job: StepJob) -> None:
     else:
         report = export_onnx(job.path("source"), job.out)
         model = load_model(job.out / MODEL_FILE, weights=False)
-        interface = read_interface(graph_inputs(model), graph_outputs(model), decoder["context"], decoder["cache"])
+        interface = read_interface(
+            graph_inputs(model), graph_outputs(model), decoder["context"], decoder["cache"], decoder["ties"]
+        )
     for note in report.notes:
         job.say(note)
     job.write_json("export.json", report.to_json())

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface
+from engineworks.model.decoder.ties import check_shapes
+from engineworks.model.onnx_files import graph_outputs, load_model
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -32,9 +34,9 @@ def prompt_feeds(interface: DecoderInterface, rows: Sequence[NDArray[np.int64]])
 
 def step_feeds(interface: DecoderInterface, before: Feeds, made: dict[str, NDArray[Any]], ids: Any) -> Feeds:
     """Return feeds of the next tokens, ids [batch, n]. before, made: the last run's feeds and its outputs by name."""
-    mask = before.get(interface.mask)
-    at = int(before[interface.positions][0]) if interface.positions else mask.shape[1] if mask is not None else 0
-    past = at + before[interface.ids].shape[1] if interface.positions or mask is None else at
+    cache = interface.caches[0]
+    grown = made[cache.output].shape[cache.length]
+    past = int(before[interface.positions][0]) + before[interface.ids].shape[1] if interface.positions else grown
     return _feeds(interface, ids, past) | {c.input: made[c.output] for c in interface.caches}
 
 
@@ -44,7 +46,7 @@ def _feeds(interface: DecoderInterface, ids: NDArray[np.int64], past: int) -> Fe
     if interface.positions:
         feeds[interface.positions] = np.full(batch, past, np.int64)
     if interface.mask:
-        feeds[interface.mask] = np.ones((batch, past + count), np.int64)
+        feeds[interface.mask] = np.ones((batch, interface.mask_length(past, count)), np.int64)
     if interface.position_ids:
         feeds[interface.position_ids] = np.broadcast_to(past + np.arange(count), ids.shape).astype(np.int64)
     return feeds
@@ -57,10 +59,12 @@ def example_feeds(model: Path, interface: DecoderInterface, rows: Sequence[NDArr
     half = [row[: max(1, len(row) - 1)] for row in rows]
     prompt = prompt_feeds(interface, half)
     count = prompt[interface.ids].shape[1]
+    outputs = graph_outputs(load_model(model, weights=False))
     session = backend.load(model, {"spinning": False})
     try:
-        made = session.run(prompt)
+        made = dict(session.run(prompt))
     finally:
         session.close()
+    check_shapes(interface.ties, outputs, made, 0, count)
     ids = np.stack([row[count : count + 1] for row in rows])
-    return [prompt, step_feeds(interface, prompt, dict(made), ids)]
+    return [prompt, step_feeds(interface, prompt, made, ids)]

@@ -1,0 +1,73 @@
+"""How much memory each step of a decoder's build takes, in fp32 weights: the peak of its process (VmHWM), each in a
+fresh one. What the store has is not run again, so name an empty one.
+
+    ENGINEWORKS_ARTIFACTS=EMPTY python benchmarks/decoder_memory.py recipes/smollm2.yaml '*/cpu' RESULT.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engineworks.builds.step import run_step
+from engineworks.errors import EngineworksError
+from engineworks.host.child import ChildPool
+from engineworks.host.file_digests import FileDigests
+from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.load import load_recipe
+from engineworks.settings import read_settings
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
+
+MIB = 1 << 20
+
+
+class Recorder(ChildPool):
+    """A pool whose every job has a process of its own; `peak` is the last one's."""
+
+    peak = 0.0
+
+    def run(self, *args: Any, **more: Any) -> dict[str, Any]:
+        answer = super().run(*args, **(more | {"fresh": True}))
+        self.peak = float(answer["memory_mib_peak"])
+        return answer
+
+
+def weights_mib(store: Store, export: str) -> float:
+    """Size of the exported model, whose weights are fp32."""
+    return sum(file.stat().st_size for file in store.require(export).path.glob("model.onnx*")) / MIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("only")
+    parser.add_argument("result", type=Path)
+    given = parser.parse_args()
+    store, rows = open_store(read_settings()), list[dict[str, Any]]()
+    plan = plan_recipe(load_recipe(given.recipe), store, FileDigests(None), only=given.only)
+    with Recorder() as pool:
+        for step in plan.to_do:
+            try:
+                outcome = run_step(step, store, pool, say=lambda _: None)
+            except EngineworksError as error:
+                rows.append({"step": step.id, "error": str(error)})
+                print(f"{step.id}: {error}", flush=True)
+                continue
+            rows.append({"step": step.id, "peak_mib": round(pool.peak), "seconds": round(outcome.seconds, 1)})
+            print(f"{step.id}: {pool.peak:.0f} MiB, {outcome.seconds:.0f} s", flush=True)
+    export = next(key for key, step in plan.steps.items() if step.kind == "export")
+    weights = weights_mib(store, export)
+    for row in rows:
+        row["of_weights"] = round(row.get("peak_mib", 0) / weights, 2)
+    versions = {name: version(name) for name in ("onnx", "onnxruntime", "torch", "transformers")}
+    report = {"recipe": plan.recipe, "weights_mib": round(weights), "versions": versions, "steps": rows}
+    given.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"weights {weights:.0f} MiB; the most: {max(row['of_weights'] for row in rows):.2f} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -76,7 +76,7 @@ def blame() -> Blame:
     piece = {"tensor": HOSTILE, "error": 0.62, "node": "p1 (MatMul)", "nodes": ["q (QuantizeLinear)", "p1 (MatMul)"]}
     sentence = f"classifier/int8/h100: the lowered ONNX is already wrong in ONNX Runtime: {HOSTILE}"
     return Blame(
-        "classifier/int8/h100", "lowered", sentence, ("p1 (MatMul)",), error=0.62, whole=40, bundle="/a/bundle",
+        "classifier/int8/h100", "lowered", sentence, ("p1 (MatMul)",), error=0.62, searched_nodes=40, bundle="/a/bundle",
         details=("Alone on fp32's values, p1 has an error of 0.62.",), pieces=(piece,),
     )  # fmt: skip
 

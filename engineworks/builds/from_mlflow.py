@@ -92,8 +92,8 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
 
 
 def _recommendation(latency: Latency | None, resolved: Mapping[str, Any]) -> Recommendation | None:
-    sweep = (resolved.get("performance") or {}).get("sweep")
-    if not sweep or not latency:
+    sweep = (resolved.get("performance") or {}).get("sweep") or {}
+    if not sweep.get("batch") or not latency:
         return None
     points = [sweep_point(point) for point in latency.sweep]
     return recommend(points, latency_ms=sweep.get("latency_ms"), memory_total_mib=latency.memory_total_mib)

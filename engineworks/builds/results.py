@@ -117,10 +117,10 @@ class EngineResult:
         }
 
     def _sweep(self) -> dict[str, Any] | None:
-        if self.recommendation is None or self.latency is None:
+        if self.latency is None or not self.latency.sweep:
             return None
         points = [point.without_samples() for point in self.latency.sweep]
-        return {**self.recommendation.to_json(), "points": points}
+        return {**(self.recommendation.to_json() if self.recommendation else {}), "points": points}
 
 
 def served_summary(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
 def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
-    if sweep is None or not latency:
+    if sweep is None or not sweep.batch or not latency:
         return None
     points = [sweep_point(point) for point in latency.sweep]
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)

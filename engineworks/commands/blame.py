@@ -58,7 +58,7 @@ def blame(
     else:
         print_blame(found)
     codes = {"engine": EXIT_GATE_FAILED, "lowered": EXIT_GATE_FAILED, "nothing": EXIT_PASSED}
-    raise typer.Exit(codes.get(found.word, EXIT_INCONCLUSIVE))
+    raise typer.Exit(codes.get(found.culprit, EXIT_INCONCLUSIVE))
 
 
 def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str]) -> list[Blame]:
@@ -95,7 +95,7 @@ def blame_failures(plans: Sequence[Plan], results: Sequence[BuildResult], settin
 def print_blame(found: Blame) -> None:
     from engineworks.report.blame import shown_error
 
-    terminal.say(found.sentence)
+    terminal.say(found.message)
     for line in found.details:
         terminal.say(f"  {line}")
     if found.pieces:

@@ -95,7 +95,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         optimizer="target",
 ),
     "compare": StepKind(
-        6, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        7, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(

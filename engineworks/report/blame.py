@@ -17,7 +17,7 @@ def blame_section(background: Background) -> Section | None:
 
 
 def _blocks(blame: Blame) -> Iterator[Block | None]:
-    yield Text(blame.sentence, tone=TONES[blame.word], strong=blame.word)
+    yield Text(blame.message, tone=TONES[blame.culprit], strong=blame.culprit)
     details = [*blame.details, *([f"Without Engineworks: run.py in {blame.bundle}"] if blame.bundle else [])]
     yield Bullets(tuple(Text(line, tone="muted") for line in details)) if details else None
     columns = [

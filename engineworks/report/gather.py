@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from engineworks.builds.from_mlflow import left_out
 from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.errors import TrackingError
+from engineworks.errors import StoreError, TrackingError
 from engineworks.measure.layers import Layers
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
@@ -106,8 +107,9 @@ def _blames(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSumma
     for engine in result.engines:
         if engine.verdict in ("fail", "failed") and engine.id in runs:
             recorded = read_json(tracking, runs[engine.id].run_id, BLAME_FILE)
-            if recorded:
-                yield engine.id, Blame.from_json(recorded)
+            with suppress(StoreError):  # another version of Engineworks wrote it
+                if recorded:
+                    yield engine.id, Blame.from_json(recorded)
 
 
 def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -33,7 +33,7 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
         latency_section(result, background, plots=plots),
         layers_section(result, background),
         sweep_section(result, background, plots=plots),
-        decoder_section(result),
+        decoder_section(result, plots=plots),
         accuracy_section(result, background),
         choice_section(result, plots=plots),
         serving_section(result, plots=plots),

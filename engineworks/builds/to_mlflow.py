@@ -218,8 +218,8 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
         load = engine.serving.get("load") or {}
-        metrics["served_ready_s"] = engine.serving["ready_s"]
-        rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
+        rates = {"served_ready_s": engine.serving.get("ready_s")}
+        rates |= {"served_per_s": load.get("rate", load.get("completed_per_s"))}
         rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
     for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():

@@ -21,6 +21,8 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.model.calibrate.report import CalibrationReport
+from engineworks.model.fold.report import FoldReport
+from engineworks.model.lower.report import Lowering
 from engineworks.typed_json import Report
 
 StepName = Literal[
@@ -28,9 +30,6 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-FOLD_FILE = "fold.json"
-LAYERS_FILE = "layers.json"
-LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
 SHADOW_FILE = "shadow.json"
@@ -76,7 +75,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
         4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
-        report=FOLD_FILE,
+        report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
         8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
@@ -86,8 +85,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
     ),
     "lower": StepKind(
-        8, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
-        report=LOWERING_FILE, optimizer="onnxruntime",
+        9, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2

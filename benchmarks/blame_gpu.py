@@ -119,7 +119,7 @@ def blamed(folder: Path, engine: str, workarounds: str) -> dict[str, Any]:
     if not done.stdout.startswith("{"):
         return {"seconds": seconds, "exit": done.returncode, "error": (done.stderr or done.stdout)[-2000:]}
     found = json.loads(done.stdout)
-    print(f"  {seconds} s, {found['builds']} builds: {found['sentence']}", flush=True)
+    print(f"  {seconds} s, {found['builds']} builds: {found['message']}", flush=True)
     return {"seconds": seconds, "exit": done.returncode, **found, "run.py": bundle(found["bundle"])}
 
 

@@ -217,9 +217,12 @@ def _step_ms(session: Any) -> float:
 def _kernels(session: Any) -> list[dict[str, Any]] | str:
     """The kernels of a step by time, as torch.profiler sees them; why not, where it does not."""
     try:
+        import torch
         from torch.profiler import ProfilerActivity, profile
     except ImportError as error:
         return str(error)
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
     ids = np.zeros(session.streams, np.int64)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(10):

@@ -283,8 +283,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--wheels", type=Path, help="folder with NVIDIA's wheel, installed into .triton")
     parser.add_argument("--p99-ms", type=float, default=15.0)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of one load")
-    parser.add_argument("--reloads", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one load")
+    parser.add_argument("--reloads", type=int, default=40)
     arguments = parser.parse_args()
     if arguments.wheels and not (ROOT / ".triton").exists():
         install(arguments.wheels)

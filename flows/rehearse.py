@@ -19,5 +19,5 @@ def rehearse(recipes: list[str], requirements: list[str], only: str | None = Non
     """
     found = rehearse_versions(recipes, requirements, only)
     worse = [change for change in found["changes"] if change["tone"] == "worse"]
-    summary = "; ".join(f"{c['engine']}: {', '.join(c['words'])}" for c in worse)
+    summary = "; ".join(f"{c['engine']}: {', '.join(c['notes'])}" for c in worse)
     return ended(summary or f"nothing is worse with {', '.join(requirements)}", found, good=not found["worse"])

@@ -22,7 +22,7 @@ def rehearse_versions(recipes: list[str], requirements: list[str], only: str | N
     write_scorecard(rehearsal)
     found = rehearsal.to_json()
     rows = [
-        {"engine": c["engine"], "present": c["present"], "rehearsed": c["rehearsed"], "change": "; ".join(c["words"])}
+        {"engine": c["engine"], "present": c["present"], "rehearsed": c["rehearsed"], "change": "; ".join(c["notes"])}
         for c in found["changes"]
     ]
     create_table_artifact(table=rows, key="rehearsal", description=", ".join(requirements))

@@ -41,6 +41,12 @@ performance:
 STEPS = 14
 """Steps of a build of this recipe: 4 of the model and its data, 5 of each precision or engine."""
 
+SMALL = (
+    RECIPE.partition("performance:")[0].replace("[fp32, int8]", "[int8]").replace("    fp32: {cosine: 0.9999}\n", "")
+)
+SMALL_STEPS = 8
+"""One engine, not measured, and the steps of its build."""
+
 TARGETS = """\
 targets:
   cpu: {backend: onnxruntime, pool: prepare}
@@ -102,6 +108,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return make_repository(tmp_path)
+
+
+@pytest.fixture
+def small_repository(repository: Path) -> Path:
+    """The same with one engine that is not measured: for tests of builds in processes of their own."""
+    recipe = repository / "recipes" / "tiny.yaml"
+    recipe.write_text(SMALL, encoding="utf-8")
+    return repository
 
 
 def make_repository(root: Path) -> Path:

@@ -40,7 +40,7 @@ from engineworks.store.store import Store
 
 VALUES, LOWERED = "engineworks.steps.blame.values:main", "engineworks.steps.blame.lowered:main"
 
-PROBES = "probes"
+PROBES, WEIGHTS = "probes", "weights"
 
 Say = Callable[[str], None]
 
@@ -52,7 +52,10 @@ def find_blame(plan: Plan, engine: PlannedEngine, store: Store, settings: Settin
     with locked(job.folder / "lock"):
         for left in job.folder.glob(f"**/{SCRATCH}*"):  # of a search that was killed
             shutil.rmtree(left, ignore_errors=True)
-        blame = job.run()
+        try:
+            blame = job.run()
+        finally:
+            (job.folder / WEIGHTS).unlink(missing_ok=True)
         (job.folder / BLAME_FILE).write_text(json.dumps(blame.to_json(), indent=1) + "\n", encoding="utf-8")
     return blame
 
@@ -70,7 +73,7 @@ class _Search:
         """Search the engine with every trial, then the lowered model."""
         lowered, folded = self._model("lower"), self._model("fold")
         trials, suspect = self._trials()
-        graph = read_graph(lowered, self.folder / "weights")
+        graph = read_graph(lowered, self.folder / WEIGHTS)
         budget = Budget(self._prober(lowered), most_builds(graph.count))
         for trial in trials:
             try:
@@ -82,7 +85,7 @@ class _Search:
         blame = Blame(self.engine.id, "unknown", f"{self.engine.id}: no sample to try")
         for trial in trials:
             blame = self._lowered(lowered, folded, trial, budget.builds)
-            if blame.word == "lowered":
+            if blame.culprit == "lowered":
                 break
         return blame
 
@@ -238,7 +241,7 @@ class _Search:
     def _lowered_blame(self, answer: Mapping[str, Any], builds: int) -> Blame:
         blamed: Sequence[Mapping[str, Any]] = answer["blamed"]
         nodes = tuple(piece["node"] for piece in blamed)
-        wrong = _how_wrong(answer["whole"])
+        wrong = _how_wrong(answer["error"])
         begin = f"{self.engine.id}: the lowered ONNX is already wrong in ONNX Runtime: its output {wrong}"
         if not blamed:
             message = f"{begin}; no node alone explains it: every piece loses a little"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from engineworks.typed_json import Document
 
 Culprit = Literal["engine", "lowered", "nothing", "unknown"]
 
@@ -13,32 +15,27 @@ BLAME_FILE = "blame.json"
 
 
 @dataclass(frozen=True)
-class Blame:
+class Blame(Document):
     """What is to blame for an engine's failure.
 
-    word: the engine alone, the lowered model, nothing that was found, or unknown because this host cannot tell.
-    sentence: the finding. nodes: to blame, by name and operator. inside: the branches and bodies that hold them. error:
-    of the smallest part, None after a crash. builds: of how many. bundle: the folder, '' without one. details:
-    sentences. whole: nodes of the model.
+    culprit: the engine alone, the lowered model, nothing that was found, or unknown because this host cannot tell.
+    message: the finding. nodes: to blame, by name and operator. inside: the branches and bodies that hold them. error:
+    of the smallest part, None after a crash. builds: of the search. searched_nodes: of the model, or pieces of the
+    lowered one. bundle: the folder, '' without one. details: more sentences.
     """
 
     engine: str
-    word: Culprit
-    sentence: str
+    culprit: Culprit
+    message: str
     nodes: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     error: float | None = None
     builds: int = 0
-    whole: int = 0
+    searched_nodes: int = 0
     bundle: str = ""
     details: tuple[str, ...] = ()
-    pieces: tuple[Mapping[str, Any], ...] = field(default=())
+    pieces: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """With all keys."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Blame:
-        lists = ("nodes", "inside", "details", "pieces")
-        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in value.items()}
-        return cls(**fields)

@@ -30,11 +30,7 @@ from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.kinds import (
-    LAYERS_FILE,
-    SERVING_FILE,
-    StepName,
-)
+from engineworks.plan.kinds import SERVING_FILE, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
@@ -121,10 +117,10 @@ class EngineResult:
         }
 
     def _sweep(self) -> dict[str, Any] | None:
-        if self.recommendation is None or self.latency is None:
+        if self.latency is None or not self.latency.sweep:
             return None
         points = [point.without_samples() for point in self.latency.sweep]
-        return {**self.recommendation.to_json(), "points": points}
+        return {**(self.recommendation.to_json() if self.recommendation else {}), "points": points}
 
 
 def served_summary(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +297,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
 def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
-    if sweep is None or not latency:
+    if sweep is None or not sweep.batch or not latency:
         return None
     points = [sweep_point(point) for point in latency.sweep]
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
@@ -343,9 +339,7 @@ def _latency(artifact: Artifact | None, samples: bool) -> Latency | None:
 
 
 def _layers(artifact: Artifact | None) -> Layers | None:
-    if artifact is None or LAYERS_FILE not in artifact.files:
-        return None
-    return Layers.from_json(artifact.read_json(LAYERS_FILE))
+    return artifact.read(Layers) if artifact is not None and Layers.FILE in artifact.files else None
 
 
 def _log(artifact: Artifact | None) -> str:

@@ -16,7 +16,6 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -83,7 +82,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.latency:
         texts[Latency.FILE] = json.dumps(engine.latency.to_json())
     if engine.layers:
-        texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
+        texts[engine.layers.FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
         texts[ChampionComparison.FILE] = json.dumps(engine.champion_comparison.to_json())
     if engine.log:
@@ -219,8 +218,8 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
         load = engine.serving.get("load") or {}
-        metrics["served_ready_s"] = engine.serving["ready_s"]
-        rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
+        rates = {"served_ready_s": engine.serving.get("ready_s")}
+        rates |= {"served_per_s": load.get("rate", load.get("completed_per_s"))}
         rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
     for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():

@@ -41,7 +41,7 @@ def rehearse(
     if as_json:
         terminal.print_json(found.to_json())
     else:
-        rows = [(c.engine, c.present, c.rehearsed, "; ".join(c.words) or "as before") for c in found.changes]
+        rows = [(c.engine, c.present, c.rehearsed, "; ".join(c.notes) or "as before") for c in found.changes]
         terminal.print_table(("engine", "present", ", ".join(found.requirements), "change"), rows)
         terminal.say(f"scorecard: {page}")
     if found.worse:

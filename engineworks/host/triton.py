@@ -46,8 +46,14 @@ class InstalledServer:
 
     @cached_property
     def available(self) -> tuple[str, ...]:
-        """The names of its backends: folders with a library of that name."""
-        return tuple(sorted(d.name for d in self.backends.iterdir() if (d / f"libtriton_{d.name}.so").exists()))
+        """The names of its backends: folders with a library of that name, or with a backend in Python."""
+        return tuple(
+            sorted(
+                folder.name
+                for folder in self.backends.iterdir()
+                if any((folder / file).exists() for file in (f"libtriton_{folder.name}.so", "model.py"))
+            )
+        )
 
     def stub(self) -> Path | None:
         """Return the stub for this Python. Raises `InputError` where there is none for its version."""

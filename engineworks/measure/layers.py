@@ -6,9 +6,10 @@ Pure. A layer is what the runtime times: a fused kernel may hold many nodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from engineworks.typed_json import Count, Document, Report, Size
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "LSTM", "GRU", "RNN")
 """Operators of matrix products, by the ONNX standard; a runtime's own kinds contain one of these."""
@@ -24,13 +25,13 @@ LITTLE = 0.02
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Document):
     """ms: mean of a run. kind: the runtime's own word for it. nodes: of the lowered ONNX; ops: their operators, once
     each. kernel: the GPU's kernel, '' where it is unknown."""
 
     name: str
     kind: str
-    ms: float
+    ms: Size
     nodes: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     kernel: str = ""
@@ -65,28 +66,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Layers:
+class Layers(Report):
     """An engine's layers at one named shape. source: what timed them. why: why there are none, '' if there are."""
 
+    FILE = "layers.json"
+
     shape: str = ""
-    runs: int = 0
+    runs: Count = 0
     source: str = ""
     layers: tuple[Layer, ...] = ()
     why: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def total_ms(self) -> float:
         return sum(layer.ms for layer in self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Layers:
-        fields: dict[str, Any] = {**value, "notes": tuple(value["notes"])}
-        layers = [{**v, "nodes": tuple(v["nodes"]), "ops": tuple(v["ops"])} for v in value["layers"]]
-        return cls(**{**fields, "layers": tuple(Layer(**layer) for layer in layers)})
 
 
 @dataclass(frozen=True)
@@ -122,40 +116,40 @@ def why_not_faster(name: str, timed: Layers, other_name: str, other: Layers) -> 
     """One sentence with numbers: what the first engine gains and loses against the second; '' without both."""
     if not timed.layers or not other.layers:
         return ""
-    ours, theirs = timed.total_ms, other.total_ms
-    direction = "slower" if ours > theirs else "faster"
-    begin = f"{name} is {direction} than {other_name} ({_ms(ours)} against {_ms(theirs)} in layers)"
+    total, other_total = timed.total_ms, other.total_ms
+    direction = "slower" if total > other_total else "faster"
+    begin = f"{name} is {direction} than {other_name} ({_ms(total)} against {_ms(other_total)} in layers)"
     parts = [
-        *_products(timed, other, theirs),
-        *_roundings(timed, other_name, other, theirs),
-        *_rest(timed, other, theirs),
+        *_products(timed, other, other_total),
+        *_roundings(timed, other_name, other, other_total),
+        *_rest(timed, other, other_total),
     ]
     return f"{begin}: {'; '.join(parts)}." if parts else f"{begin}, evenly over all layers."
 
 
 def _products(timed: Layers, other: Layers, total: float) -> Iterable[str]:
     """Products: how many run without tensor cores, and what they gain or lose."""
-    ours, theirs = ([x for x in t.layers if x.is_product] for t in (timed, other))
-    without = [x for x in ours if x.uses_tensor_cores is False]
+    products, others = ([x for x in t.layers if x.is_product] for t in (timed, other))
+    without = [x for x in products if x.uses_tensor_cores is False]
     if without:
-        yield (f"{len(without)} of {len(ours)} products run a kernel without tensor cores, {_ms(_sum(without))}")
-    gained = _sum(theirs) - _sum(ours)
+        yield (f"{len(without)} of {len(products)} products run a kernel without tensor cores, {_ms(_sum(without))}")
+    gained = _sum(others) - _sum(products)
     if abs(gained) >= LITTLE * total:
-        slower = _slower(ours, theirs)
-        suffix = f", {slower} of {len(ours)} take longer" if slower and gained < 0 else ""
-        yield f"products {_ms(_sum(ours))} against {_ms(_sum(theirs))}{suffix}"
+        slower = _slower(products, others)
+        suffix = f", {slower} of {len(products)} take longer" if slower and gained < 0 else ""
+        yield f"products {_ms(_sum(products))} against {_ms(_sum(others))}{suffix}"
 
 
-def _slower(ours: Sequence[Layer], theirs: Sequence[Layer]) -> int:
+def _slower(products: Sequence[Layer], others: Sequence[Layer]) -> int:
     """How many products take longer than the layer of the other engine that holds the same node."""
-    before = {node: layer.ms for layer in theirs for node in layer.nodes}
-    return sum(any(layer.ms > before[n] for n in layer.nodes if n in before) for layer in ours)
+    before = {node: layer.ms for layer in others for node in layer.nodes}
+    return sum(any(layer.ms > before[n] for n in layer.nodes if n in before) for layer in products)
 
 
-def _roundings(timed: Layers, other_name: str, other: Layers, whole: float) -> Iterable[str]:
+def _roundings(timed: Layers, other_name: str, other: Layers, total: float) -> Iterable[str]:
     for begin, layers in (("", timed.layers), (f"{other_name}'s ", other.layers)):
         alone = [x for x in layers if x.is_rounding]
-        if alone and _sum(alone) >= LITTLE * whole:
+        if alone and _sum(alone) >= LITTLE * total:
             yield f"{begin}Q/DQ that was not fused: {_ms(_sum(alone))} in {len(alone)} layers"
 
 

@@ -59,12 +59,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Change:
-    """One engine. present, rehearsed: verdicts, 'refused' or 'failed'. words: what changed, () for nothing."""
+    """One engine. present, rehearsed: verdicts, 'refused' or 'failed'. notes: what changed, () for nothing."""
 
     engine: str
     present: str
     rehearsed: str
-    words: tuple[str, ...]
+    notes: tuple[str, ...]
     tone: Tone
     speeds: tuple[Speed, ...] = ()
 
@@ -72,17 +72,19 @@ class Change:
         return asdict(self)
 
 
-Turns = Mapping[str, Mapping[str, Comparison]]
+Interleaved = Mapping[str, Mapping[str, Comparison]]
 """Engine → shape → the rehearsed version over the present one, measured interleaved."""
 
 
 def compare_builds(
-    present: Sequence[Mapping[str, Any]], rehearsed: Sequence[Mapping[str, Any]], turns: Turns = MappingProxyType({})
+    present: Sequence[Mapping[str, Any]],
+    rehearsed: Sequence[Mapping[str, Any]],
+    interleaved: Interleaved = MappingProxyType({}),
 ) -> list[Change]:
     """One change per engine of either side, the worst first. Both: one build result (JSON) per recipe."""
-    ours, theirs = (_by_engine(results) for results in (present, rehearsed))
-    names = dict.fromkeys((*ours, *theirs))
-    changes = [_change(name, ours.get(name), theirs.get(name), turns.get(name, {})) for name in names]
+    before, after = (_by_engine(results) for results in (present, rehearsed))
+    names = dict.fromkeys((*before, *after))
+    changes = [_change(name, before.get(name), after.get(name), interleaved.get(name, {})) for name in names]
     order: tuple[Tone, ...] = ("worse", "changed", "better", "same")
     return sorted(changes, key=lambda change: order.index(change.tone))
 
@@ -101,15 +103,23 @@ def _reason(refused: Mapping[str, Any]) -> str:
 
 
 def _change(
-    name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, turns: Mapping[str, Comparison]
+    name: str,
+    present: Mapping[str, Any] | None,
+    rehearsed: Mapping[str, Any] | None,
+    interleaved: Mapping[str, Comparison],
 ) -> Change:
-    if ours is None or theirs is None:
-        side = "only with the other versions" if ours is None else "only with the present versions"
-        return Change(name, _verdict(ours), _verdict(theirs), (side,), "changed")
-    speeds = tuple(_interleaved(speed, turns.get(speed.shape)) for speed in _speeds(ours, theirs))
-    notes = [*_verdicts(ours, theirs), *_speed_notes(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
+    if present is None or rehearsed is None:
+        side = "only with the other versions" if present is None else "only with the present versions"
+        return Change(name, _verdict(present), _verdict(rehearsed), (side,), "changed")
+    speeds = tuple(_interleaved(speed, interleaved.get(speed.shape)) for speed in _speeds(present, rehearsed))
+    notes = [
+        *_verdicts(present, rehearsed),
+        *_speed_notes(speeds),
+        *_size(present, rehearsed),
+        *_outputs(present, rehearsed),
+    ]
     return Change(
-        name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in notes), _tone([t for _, t in notes]), speeds
+        name, _verdict(present), _verdict(rehearsed), tuple(w for w, _ in notes), _tone([t for _, t in notes]), speeds
     )
 
 
@@ -122,26 +132,28 @@ def _verdict(engine: Mapping[str, Any] | None) -> str:
     return "" if engine is None else str(engine["verdict"])
 
 
-Said = tuple[str, Tone]
+Note = tuple[str, Tone]
 
 
-def _verdicts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
-    before, after = ours["verdict"], theirs["verdict"]
+def _verdicts(present: Mapping[str, Any], rehearsed: Mapping[str, Any]) -> Iterator[Note]:
+    before, after = present["verdict"], rehearsed["verdict"]
     if before == after:
         return
     order = ("refused", *SEVERITY)
     tone: Tone = "worse" if order.index(after) < order.index(before) else "better"
-    why = theirs.get("error") or "; ".join(c["sentence"] for c in theirs.get("checks", ()) if c["verdict"] != "pass")
+    why = rehearsed.get("error") or "; ".join(
+        c["sentence"] for c in rehearsed.get("checks", ()) if c["verdict"] != "pass"
+    )
     yield f"{before} → {after}" + (f": {why}" if why and tone == "worse" else ""), tone
 
 
-def _speeds(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Speed]:
-    after = theirs.get("latency") or {}
-    for shape, figures in (ours.get("latency") or {}).items():
-        a, b = _interval(figures), _interval(after.get(shape) or {})
+def _speeds(present: Mapping[str, Any], rehearsed: Mapping[str, Any]) -> Iterator[Speed]:
+    after = rehearsed.get("latency") or {}
+    for shape, latency in (present.get("latency") or {}).items():
+        a, b = _interval(latency), _interval(after.get(shape) or {})
         if a and b:
-            p50, new = figures["latency_ms_p50"], after[shape]["latency_ms_p50"]
-            busy = bool(figures.get("complaints") or after[shape].get("complaints"))
+            p50, new = latency["latency_ms_p50"], after[shape]["latency_ms_p50"]
+            busy = bool(latency.get("complaints") or after[shape].get("complaints"))
             yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0], busy)
 
 
@@ -158,19 +170,19 @@ def _interleaved(speed: Speed, timed: Comparison | None) -> Speed:
     )  # fmt: skip
 
 
-def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
+def _interval(latency: Mapping[str, Any]) -> tuple[float, float] | None:
     """The median's 95% interval; within the 90% quantile on both sides where there were too few runs for one."""
-    known = figures.get("median_interval")
+    known = latency.get("median_interval")
     if known:
         return float(known[0]), float(known[1])
-    p50, p90 = figures.get("latency_ms_p50"), figures.get("latency_ms_p90")
+    p50, p90 = latency.get("latency_ms_p50"), latency.get("latency_ms_p90")
     return (p50 * p50 / p90, p90) if p50 and p90 else None
 
 
 TONES: Mapping[str, Tone] = {"slower": "worse", "faster": "better", "undecided": "changed"}
 
 
-def _speed_notes(speeds: Sequence[Speed]) -> Iterator[Said]:
+def _speed_notes(speeds: Sequence[Speed]) -> Iterator[Note]:
     for speed in speeds:
         if speed.direction:
             undecided = speed.direction == "undecided"
@@ -182,17 +194,17 @@ def _speed_notes(speeds: Sequence[Speed]) -> Iterator[Said]:
             )
 
 
-def _size(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
-    before, after = ours.get("bytes"), theirs.get("bytes")
+def _size(present: Mapping[str, Any], rehearsed: Mapping[str, Any]) -> Iterator[Note]:
+    before, after = present.get("bytes"), rehearsed.get("bytes")
     if before and after and abs(after / before - 1) > LARGER:
         direction = "larger" if after > before else "smaller"
         tone: Tone = "worse" if after > before else "better"
         yield f"{direction}: {before / 2**20:.2f} → {after / 2**20:.2f} MiB", tone
 
 
-def _outputs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
+def _outputs(present: Mapping[str, Any], rehearsed: Mapping[str, Any]) -> Iterator[Note]:
     """Outputs and the metric, both against each side's own fp32 reference."""
-    before, after = ((side.get("accuracy") or {}) for side in (ours, theirs))
+    before, after = ((side.get("accuracy") or {}) for side in (present, rehearsed))
     for name, output in (before.get("outputs") or {}).items():
         other = (after.get("outputs") or {}).get(name)
         if other is None:

@@ -13,6 +13,7 @@ from engineworks.engines.peers import peer
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.documents import PEER_TIME_LIMIT_S, TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
 from engineworks.recipe.computation import Computation
+from engineworks.recipe.decoder import swept
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.targets import NamedTarget
 
@@ -86,7 +87,7 @@ class DecoderDocuments(Documents):
     def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         del lower  # its layers are not timed
         params: dict[str, Any] = {
-            "decoder": self._streams(), "at": self._at, "sweep": [], "streams": [],
+            "decoder": self._streams(), "at": self._at, "sweep": self._sweep(), "streams": [],
             "target": target.to_json(), "serving": self._serving(),
         }  # fmt: skip
         made, _, unkeyed = self._data("evaluation", self._files.evaluation)
@@ -106,6 +107,9 @@ class DecoderDocuments(Documents):
         document["libraries"] |= libraries
         document["hardware"] = dict(module.hardware())
         return document, {**unkeyed, "time_limit_s": PEER_TIME_LIMIT_S}
+
+    def _sweep(self) -> list[Document]:
+        return [{"batch": d["streams"], "dims": d, "profile": None, "tail": False} for d in swept(self.recipe)]
 
     @cached_property
     def _at(self) -> Document:

@@ -130,7 +130,13 @@ def _budgets_have_shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 def _sweep_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     sweep, at, path = recipe.performance.sweep, recipe.performance.at, ("performance", "sweep")
-    if sweep is None:
+    if sweep is None or recipe.model.decoder is not None:  # a decoder's has other keys
+        return
+    for key in ("streams", "prompt"):
+        if getattr(sweep, key):
+            yield Problem(node.key_place((*path, key)), f"'{key}' of a sweep is for decoders only", "batch: [1, 8, 32]")
+    if not sweep.batch:
+        yield Problem(node.key_place(path), "the sweep needs batch sizes", "e.g. batch: [1, 8, 32]")
         return
     yield from _twins(("performance", "sweep", "batch"), sweep.batch, node)
     if not at:

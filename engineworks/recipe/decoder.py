@@ -19,7 +19,14 @@ outputs: {{logits: [batch, sequence, vocabulary]}}
 shapes: {{generate: {{batch: [1, 1, {streams}], sequence: [1, 1, {context}]}}}}
 """
 _OWN_KEYS = ("inputs", "outputs", "shapes")
-_ELSEWHERE = ("sweep", "streams", "regression")
+_ELSEWHERE = ("streams", "regression")
+
+MOST_SWEPT = 24
+"""Pairs of streams and prompt: each takes about a second and a half, and as long to load."""
+
+SWEPT_NEW = 16
+"""Tokens that each stream of a sweep continues by, or as many as fit."""
+
 DECODER_BUDGETS = (
     "first_token_ms",
     "tokens_per_s",
@@ -110,6 +117,7 @@ def check_decoder(recipe: Recipe, node: Node) -> Iterator[Problem]:
     yield from _data(recipe, node)
     yield from _shapes(recipe, node)
     yield from _budgets(recipe, node)
+    yield from _sweep(recipe, node)
     metric = recipe.accuracy.metric
     if metric is not None and metric_name(metric) != "perplexity":
         place = node.at(("accuracy", "metric")).place
@@ -216,6 +224,38 @@ def _shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
             yield Problem(place, f"performance.{key} is not for decoders yet", "say streams under performance.at")
 
 
+def swept(recipe: Recipe) -> list[dict[str, int]]:
+    """Return the shapes of a decoder's sweep, by prompt and then by streams."""
+    sweep, at = recipe.performance.sweep, recipe.performance.at.values()
+    if sweep is None or recipe.model.decoder is None:
+        return []
+    context = recipe.model.decoder.longest
+    streams = sweep.streams or [dims["streams"] for dims in at]
+    prompts = sweep.prompt or [dims["prompt"] for dims in at]
+    pairs = [(p, s) for p in sorted({*prompts}) if p < context for s in sorted({*streams})]
+    return [{"prompt": p, "new": min(SWEPT_NEW, context - p), "streams": s} for p, s in pairs]
+
+
+def _sweep(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    sweep, path, decoder = recipe.performance.sweep, ("performance", "sweep"), recipe.model.decoder
+    if sweep is None or decoder is None:
+        return
+    for key in ("batch", "at", "latency_ms"):
+        if getattr(sweep, key):
+            yield Problem(node.key_place((*path, key)), f"a decoder's sweep has no '{key}'", _SWEEP_EXAMPLE)
+    for index, prompt in enumerate(sweep.prompt):
+        if prompt >= decoder.longest:
+            message = f"a prompt of {prompt} tokens leaves no room in the context of {decoder.longest}"
+            yield Problem(node.at((*path, "prompt", index)).place, message, f"at most {decoder.longest - 1}")
+    if any(set(dims) != set(DECODER_DIMS) for dims in recipe.performance.at.values()):
+        return  # told by `_shapes`
+    if (count := len(swept(recipe))) > MOST_SWEPT:
+        yield Problem(node.key_place(path), f"the sweep has {count} pairs, {MOST_SWEPT} at most", "name fewer")
+    if not count:
+        yield Problem(node.key_place(path), "the sweep names nothing to measure", _SWEEP_EXAMPLE)
+
+
+_SWEEP_EXAMPLE = "e.g. sweep: {streams: [1, 4], prompt: [32, 128]}"
 _EXAMPLE = "e.g. chat: {prompt: 128, new: 64, streams: 1}"
 
 

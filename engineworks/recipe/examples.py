@@ -40,6 +40,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "Decoder": {
         "context": "1024",
         "cache": "{past_k: present_k, past_v: present_v}",
+        "ties": "{total: past + sequence}",
     },
     "Source": {
         "onnx": "models/net.onnx",
@@ -141,7 +142,13 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "first_token_ms": "10",
         "tokens_per_s": "400",
     },
-    "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
+    "Sweep": {
+        "batch": "[1, 8, 16, 32]",
+        "streams": "[1, 4]",
+        "prompt": "[32, 128]",
+        "at": "single",
+        "latency_ms": "3",
+    },
     "ServingOptions": {"cuda_graphs": "true", "kernels": "eager", "load": "{qps: 200, p99_ms: 15}"},
     "ServedLoad": {"qps": "200", "find_qps": "true", "p99_ms": "15", "seconds": "30"},
     "Regression": {"latency": "5%", "accuracy": "0.5%", "max_s": "120"},

@@ -28,9 +28,11 @@ class Budget(Part):
 
 
 class Sweep(Part):
-    """Batches to measure, one after the other, and to choose from."""
+    """Batches to measure, one after the other, and to choose from; of decoders every pair of streams and prompt."""
 
-    batch: tuple[Length, ...] = Field(min_length=1, description="batch sizes, e.g. [1, 8, 16, 32]")
+    batch: tuple[Length, ...] = Field((), description="batch sizes, e.g. [1, 8, 16, 32]")
+    streams: tuple[Streams, ...] = Field((), description="decoders: sequences at once; default: those of the shapes")
+    prompt: tuple[Length, ...] = Field((), description="decoders: tokens of a prompt; default: those of the shapes")
     at: Name | None = Field(None, description="named shape that gives the other dimensions; default: the first")
     latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
 
@@ -90,7 +92,7 @@ class Regression(Part):
 class Performance(Part):
     at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes; of decoders: prompt, new, streams")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
-    sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
+    sweep: Sweep | None = Field(None, description="batches to measure and to choose from; of decoders streams × prompt")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
     serving: ServingOptions = Field(ServingOptions(), description="how engines are run here and by what loads them")
     regression: Regression | None = Field(None, description="limits against the champion")

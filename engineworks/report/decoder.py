@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.decoder.report import Continuation
 from engineworks.measure.decoder.texts import greedy_agreement
-from engineworks.report.blocks import Block, Cell, Column, Section, blocks_of, engine_cell, number, table
+from engineworks.measure.latency_report import SweepFigures
+from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, blocks_of, engine_cell, number, table
 from engineworks.report.figures import dims_text, shapes_of
+from engineworks.report.plots import Curve, sweep_plot
 
 PARTING = " ⟨parts here⟩ "
 """Set into a continuation where it leaves fp32's."""
 
 
-def decoder_section(result: BuildResult) -> Section | None:
+def decoder_section(result: BuildResult, *, plots: bool) -> Section | None:
     """None where no engine is a decoder that was compared or measured."""
     engines = [e for e in result.engines if e.accuracy and e.accuracy.decoder]
     measured = [e for e in result.engines if any(s.first_token_ms is not None for s in shapes_of(e).values())]
     most = max((len(_prompts(e)) for e in engines), default=0)
-    blocks = blocks_of(_speed(measured), _agreement(engines), [_prompt(engines, n) for n in range(most)])
+    swept = [_swept(engine, plots) for engine in measured if engine.latency and engine.latency.sweep]
+    blocks = blocks_of(_speed(measured), swept, _agreement(engines), [_prompt(engines, n) for n in range(most)])
     return Section("generation", "Generated text", blocks, brief="Text") if blocks else None
 
 
@@ -43,6 +46,43 @@ def _speed(measured: list[EngineResult]) -> Block | None:
         for engine in measured for name, shape in shapes_of(engine).items()
     ]  # fmt: skip
     return table(columns, rows, title="speed and memory")
+
+
+def _swept(engine: EngineResult, plots: bool) -> Fold:
+    """The sweep over streams and prompt of one engine, drawn and as a table."""
+    points = engine.latency.sweep if engine.latency else ()
+    ran = [point for point in points if isinstance(point, SweepFigures)]
+    columns = [
+        Column("streams", number=True), Column("prompt", number=True), Column("tokens/s", number=True),
+        Column("ms per token", number=True), Column("first token ms", number=True), Column(""),
+    ]  # fmt: skip
+    rows = [
+        [
+            number(p.dims["streams"], 0), number(p.dims["prompt"], 0),
+            *([number(p.tokens_per_s, 1), number(p.latency_ms_p50, 3), number(p.first_token_ms, 2), Cell("")]
+              if isinstance(p, SweepFigures) else [Cell(""), Cell(""), Cell(""), Cell(p.error, tone="fail")]),
+        ]
+        for p in points
+    ]  # fmt: skip
+    title = f"{engine.id} by streams and prompt"
+    drawn = sweep_plot(_curves(ran), title, by="streams", labels=("tokens/s of all streams", "first token, ms"))
+    return Fold(
+        (Cell("Streams × prompt"), Cell(engine.id, code=True)),
+        blocks_of([Plot(drawn, title)] if plots and ran else None, table(columns, rows)),
+    )
+
+
+def _curves(points: Sequence[SweepFigures]) -> list[Curve]:
+    """One curve for each length of a prompt."""
+    prompts = sorted({point.dims["prompt"] for point in points})
+    own = {prompt: [p for p in points if p.dims["prompt"] == prompt] for prompt in prompts}
+    return [
+        Curve(
+            f"prompt {prompt}", color, [p.dims["streams"] for p in own[prompt]],
+            [p.tokens_per_s or 0.0 for p in own[prompt]], [p.first_token_ms or 0.0 for p in own[prompt]],
+        )
+        for color, prompt in enumerate(prompts)
+    ]  # fmt: skip
 
 
 def _agreement(engines: list[EngineResult]) -> Block | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,8 @@ from engineworks.builds.from_mlflow import left_out
 from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.errors import TrackingError
+from engineworks.errors import StoreError, TrackingError
 from engineworks.measure.layers import Layers
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
@@ -98,7 +98,7 @@ def _champion_layers(
         champion = champions.get(engine.id)
         own = runs[engine.id].run_id if engine.id in runs else ""
         if engine.layers and champion and champion.point and champion.point.run != own:
-            recorded = read_json(tracking, champion.point.run, LAYERS_FILE)
+            recorded = read_json(tracking, champion.point.run, Layers.FILE)
             if recorded:
                 yield engine.id, Layers.from_json(recorded)
 
@@ -107,8 +107,9 @@ def _blames(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSumma
     for engine in result.engines:
         if engine.verdict in ("fail", "failed") and engine.id in runs:
             recorded = read_json(tracking, runs[engine.id].run_id, BLAME_FILE)
-            if recorded:
-                yield engine.id, Blame.from_json(recorded)
+            with suppress(StoreError):  # another version of Engineworks wrote it
+                if recorded:
+                    yield engine.id, Blame.from_json(recorded)
 
 
 def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any]]]:

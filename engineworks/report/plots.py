@@ -31,7 +31,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Curve:
-    """One engine's batch sweep. chosen: the recommended batch."""
+    """One engine's batch sweep, or a decoder's by streams. chosen: the recommended batch."""
 
     name: str
     color: int
@@ -124,12 +124,15 @@ def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
 
 
-def sweep_plot(curves: Sequence[Curve], title: str, *, budget_ms: float | None = None) -> str:
-    """Throughput and median latency by batch, side by side; the recommended batch stands out."""
+def sweep_plot(
+    curves: Sequence[Curve], title: str, *, budget_ms: float | None = None, by: str = "batch",
+    labels: tuple[str, str] = ("samples/s", "median latency, ms"),
+) -> str:  # fmt: skip
+    """Throughput and latency by batch, or what `by` names, side by side; the recommended batch stands out."""
     with drawing(f"sweep {title}", 8.6, 3.1) as figure:
         panels = figure.subplots(1, 2)
         for axes, field, label in zip(
-            panels, ("samples_per_s", "p50_ms"), ("samples/s", "median latency, ms"), strict=True
+            panels, ("samples_per_s", "p50_ms"), labels, strict=True
         ):  # fmt: skip
             for curve in curves:
                 values = getattr(curve, field)
@@ -144,7 +147,7 @@ def sweep_plot(curves: Sequence[Curve], title: str, *, budget_ms: float | None =
             axes.set_xscale("log", base=2)
             axes.set_xticks(batches, [str(b) for b in batches])
             axes.minorticks_off()
-            axes.set(xlabel="batch", title=label)
+            axes.set(xlabel=by, title=label)
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         if budget_ms is not None:

@@ -201,17 +201,24 @@ def _answers(host: str, port: int, name: str) -> bool:
 
 
 def _backends(server: InstalledServer, folder: Path) -> Path:
-    """Return the folder of backends: the server's own, or links to it with the stub of this Python beside them."""
+    """Return the folder of backends: the server's own, or a copy with the stub of this Python.
+
+    Triton refuses links that lead out of a backend's folder, so files are hard links where the file system allows it.
+    """
     stub = server.stub()
     if stub is None:
         return server.backends
     shutil.rmtree(folder, ignore_errors=True)
-    for backend in server.backends.iterdir():
-        (folder / backend.name).mkdir(parents=True)
-        for file in backend.iterdir():
-            (folder / backend.name / file.name).symlink_to(file)
-    (folder / "python" / PYTHON_STUB).symlink_to(stub)
+    shutil.copytree(server.backends, folder, copy_function=_link)
+    _link(stub, folder / "python" / PYTHON_STUB)
     return folder
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def _free_ports(count: int) -> list[int]:

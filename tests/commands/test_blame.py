@@ -44,9 +44,9 @@ def test_a_product_that_int8_ruins_is_named_with_what_fp32_would_gain(
     outlier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run_json(capsys, "outlier/int8/cpu")
-    assert (found["code"], found["word"]) == (1, "lowered")
+    assert (found["code"], found["culprit"]) == (1, "lowered")
     assert found["nodes"] == ["/block1/MatMul (MatMul)"]
-    assert "already wrong in ONNX Runtime" in found["sentence"]
+    assert "already wrong in ONNX Runtime" in found["message"]
     assert found["pieces"][0]["tensor"] == "p1"
     done = run_bundle(found["bundle"])
     assert (done.returncode, "the fault shows" in done.stderr) == (1, True), done.stderr
@@ -55,7 +55,7 @@ def test_a_product_that_int8_ruins_is_named_with_what_fp32_would_gain(
 
 def test_an_engine_without_fault_is_acquitted(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "tiny/fp32/cpu")
-    assert (found["code"], found["word"], found["nodes"], found["bundle"]) == (0, "nothing", [], "")
+    assert (found["code"], found["culprit"], found["nodes"], found["bundle"]) == (0, "nothing", [], "")
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_a_crash_of_the_runtime_is_cut_down_and_a_second_search_builds_nothing(
     crashing: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run_json(capsys, "crash/fp16/cpu")
-    assert (found["code"], found["word"], found["error"]) == (1, "engine", None), found
-    assert "the engine alone is wrong: it crashes at" in found["sentence"]
+    assert (found["code"], found["culprit"], found["error"]) == (1, "engine", None), found
+    assert "the engine alone is wrong: it crashes at" in found["message"]
     assert {"turn (Transpose)", "product (MatMul)"} <= set(found["nodes"])
     assert not {"bend (Tanh)", "bias (Add)"} & set(found["nodes"])
     assert run_bundle(found["bundle"]).returncode < 0  # the same signal, without Engineworks
@@ -121,5 +121,5 @@ def test_a_build_blames_its_failures_in_its_record_and_report(
     assert _run(["report", "outlier", "--markdown"]) == 0
     page = capsys.readouterr().out
     assert "Where the failures come from" in page
-    assert blame["sentence"] in page
+    assert blame["message"] in page
     assert "Where the time goes" not in page  # this recipe measures nothing

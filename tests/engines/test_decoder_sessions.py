@@ -13,6 +13,7 @@ from engineworks.engines.decoder.base import runs_of
 from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.engines.decoder.ort_in_place import OrtInPlaceDecoder
 from engineworks.errors import ModelError, RunError
+from engineworks.measure.decoder.report import Exact
 from engineworks.measure.decoder.situations import is_right
 from engineworks.model.decoder.interface import DecoderInterface, guess_cache, read_interface
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
@@ -60,7 +61,8 @@ def wrong_in(session):
 def test_every_situation_is_right(opened):
     found = situations_of(opened)
     assert {name for name, f in found.items() if not is_right(f, "fp32")} == set()
-    assert len(found) == 9
+    assert len(found) == 11
+    assert {found["leak"], found["neighbour"]} == {Exact(True)}
 
 
 def test_a_step_beyond_the_context_changes_nothing(opened):
@@ -104,7 +106,7 @@ def test_a_timed_step_appends_to_every_stream(opened):
 class Faulty(OrtInPlaceDecoder):
     """An in-place session with one fault."""
 
-    fault = ""
+    fault, _seen = "", 0
 
     def step(self, tokens):
         if self.fault == "next position" and any(len(t) == 1 for t in tokens.values()):
@@ -128,6 +130,11 @@ class Faulty(OrtInPlaceDecoder):
             self._lengths = [min(n, self.interface.context - 1) for n in self._lengths]
         if self.fault == "the end is overwritten" and max(self._lengths) == self.interface.context:
             made = {s: logits + 1e-2 * np.arange(logits.shape[1]) * (len(logits) == 1) for s, logits in made.items()}
+        if self.fault == "faint trace":  # far below every tolerance
+            made = {s: logits + np.float32(1e-6 * self._seen) for s, logits in made.items()}
+            self._seen = int(tokens[0][0]) if 0 in tokens and len(tokens[0]) > 20 else self._seen
+        if self.fault == "faint neighbour" and {0, 1} <= set(tokens):
+            made[0] = made[0] + np.float32(1e-6 * int(tokens[1][0]))
         self._calls = getattr(self, "_calls", 0) + 1
         if self.fault == "worn" and self._calls > 60:
             made = {s: np.roll(logits, 1, axis=-1) for s, logits in made.items()}
@@ -150,6 +157,8 @@ class Faulty(OrtInPlaceDecoder):
         ("padding is read", "lengths"),
         ("the end is overwritten", "end"),
         ("worn", "again"),
+        ("faint trace", "leak"),
+        ("faint neighbour", "neighbour"),
     ],
 )
 def test_a_planted_fault_is_found(fault, expected):

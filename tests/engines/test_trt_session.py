@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,6 +240,15 @@ def test_closing_frees_everything_and_may_be_done_twice(cuda: FakeRuntime, start
     assert (cuda.in_use, cuda.streams) == (0, 0)
     with pytest.raises(RunError, match="this session was closed"):
         session.run(batch(4))
+
+
+def test_a_session_that_is_dropped_frees_everything_too(cuda: FakeRuntime, start: Callable[..., TrtSession]) -> None:
+    session = start(doubling(cuda, found_of="x"), Serving(cuda_graphs=True))
+    session.run(batch(4))
+    assert cuda.in_use > 0
+    del session
+    gc.collect()
+    assert (cuda.in_use, cuda.streams) == (0, 0)
 
 
 def test_no_memory_for_a_shape_is_one_message_and_smaller_ones_still_run(

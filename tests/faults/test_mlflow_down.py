@@ -17,6 +17,7 @@ import pytest
 from by_hand import by_hand
 
 import engineworks.errors
+from engineworks.cli import _run
 from engineworks.commands.garbage import collect_garbage
 from engineworks.errors import TrackingError
 from engineworks.settings import Settings
@@ -264,30 +265,35 @@ def command(repository: Path, *arguments: str, **environment: str) -> subprocess
     )  # fmt: skip
 
 
-def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(repository: Path) -> None:
-    down = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
-    first = command(repository, "build", "recipes/tiny.yaml", "--json", **down)
+def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(
+    small_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = f"http://127.0.0.1:{free_port()}"
+    first = command(small_repository, "build", "recipes/tiny.yaml", "--json", MLFLOW_TRACKING_URI=down)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert [w for w in result["warnings"] if "the records of this build wait" in w]
     assert result["run"].startswith("waiting-")
-    second = command(repository, "build", "recipes/tiny.yaml", **down)
+    second = command(small_repository, "build", "recipes/tiny.yaml", MLFLOW_TRACKING_URI=down)
     assert second.returncode == 0, second.stderr
     assert (second.stdout + second.stderr).count("the records of this build wait") == 1
     assert "0 steps run" in second.stdout + second.stderr
     assert "Traceback" not in first.stderr + second.stderr
-    failed = command(repository, "sync", **down)
-    assert (failed.returncode, failed.stderr.count("MLflow does not answer")) == (4, 1)
-    sent = json.loads(command(repository, "sync", "--json").stdout)
-    (run,) = sent["sent"].values()
-    assert "nothing waits" in command(repository, "sync").stdout
-    third = json.loads(command(repository, "build", "recipes/tiny.yaml", "--json").stdout)
+    with monkeypatch.context() as without:
+        without.setenv("MLFLOW_TRACKING_URI", down)
+        assert _run(["sync"]) == 4
+    assert capsys.readouterr().err.count("MLflow does not answer") == 1
+    assert _run(["sync", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["sent"].values()
+    assert _run(["sync"]) == 0
+    assert "nothing waits" in capsys.readouterr().out
+    third = json.loads(command(small_repository, "build", "recipes/tiny.yaml", "--json").stdout)
     assert (third["run"], third["steps"]["run"], third["report"] is None) == (run, 0, False)
-    tracking = open_tracking(repository / "artifacts")
+    tracking = open_tracking(small_repository / "artifacts")
     (parent,) = tracking.find_runs(kind="build")
     assert (parent.run_id, parent.status) == (run, "FINISHED")
     children = tracking.find_runs(kind="engine", parent_run_id=run)
-    assert {c.name: c.status for c in children} == {"tiny/fp32/cpu": "FINISHED", "tiny/int8/cpu": "FINISHED"}
+    assert {c.name: c.status for c in children} == {"tiny/int8/cpu": "FINISHED"}
 
 
 @pytest.mark.parametrize("what", ["the database is deleted", "another takes its place", "files are deleted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,8 +10,16 @@ import numpy as np
 import pytest
 
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
-from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Refusal
-from engineworks.measure.decoder.situations import LARGEST, difference, is_right, tolerance, worst_of, worst_position
+from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Exact, Refusal
+from engineworks.measure.decoder.situations import (
+    LARGEST,
+    TOLERANCES,
+    difference,
+    is_right,
+    tolerance,
+    worst_of,
+    worst_position,
+)
 from engineworks.measure.decoder.texts import (
     compare_texts,
     greedy_agreement,
@@ -121,6 +130,12 @@ def test_a_refusal_counts_for_every_session():
     assert worst_of([Refusal(True), Refusal(False)]) == Refusal(False)
 
 
+def test_equal_bits_may_be_untold_but_not_other():
+    assert worst_of([Exact(True), Exact(None), Exact(False)]) == Exact(False)
+    assert worst_of([Exact(True), Exact(None)]) == Exact(None)
+    assert is_right(Exact(None), "fp16")
+
+
 def continuation(**changes):
     known = Continuation("", "", "", engine=(1, 2), reference=(1, 2), parted=None, gap=None, same_text=None, why="")
     return replace(known, **changes)
@@ -143,11 +158,18 @@ def test_a_right_decoder_passes():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("computes", TOLERANCES)
+def test_every_type_that_engines_compute_in_can_be_read_back(computes):
+    report = report_of(computes=computes, situations={"leak": Exact(None), "end": Difference(0.1, 1, 0)})
+    assert DecoderAccuracy.from_json(json.loads(json.dumps(report.to_json())), "accuracy.json") == report
+
+
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
         ({"situations": {"reused": Difference(0.2, 3, 0)}}, "decoder[reused]"),
         ({"situations": {"end": Difference(None, 3, 0)}}, "decoder[end]"),
+        ({"situations": {"leak": Exact(False)}}, "decoder[leak]"),
         ({"situations": {"beyond": Refusal(False)}}, "decoder[beyond]"),
         ({"prompts": (continuation(parted=0, why="error", gap=4.0),)}, "greedy_parting"),
     ],

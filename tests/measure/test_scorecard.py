@@ -26,7 +26,7 @@ def build(*engines: dict[str, Any], refused: tuple[tuple[str, str], ...] = ()) -
 
 def words(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
     (change,) = compare_builds(build(before), build(after))
-    return (change.tone, *change.words)
+    return (change.tone, *change.notes)
 
 
 def test_what_is_within_the_intervals_is_no_change() -> None:
@@ -62,7 +62,7 @@ def test_refused_engines_and_the_worst_come_first() -> None:
     before = build(engine("a/int8/cpu"), engine("a/fp8/cpu"))
     after = build(engine("a/int8/cpu"), refused=(("a/fp8/cpu", "fp8 needs 8.9."),))
     first, second = compare_builds(before, after)
-    assert (first.engine, first.rehearsed, first.words) == ("a/fp8/cpu", "refused", ("pass → refused: fp8 needs 8.9.",))
+    assert (first.engine, first.rehearsed, first.notes) == ("a/fp8/cpu", "refused", ("pass → refused: fp8 needs 8.9.",))
     assert second.tone == "same"
 
 
@@ -74,7 +74,7 @@ def turns(ratio: float, low: float, high: float, why: str = "") -> dict[str, Any
 def test_versions_in_turns_decide_instead_of_two_measurements() -> None:
     def said(p50: float, found: Any) -> tuple[str, ...]:
         (change,) = compare_builds(build(engine()), build(engine(p50=p50)), found)
-        return (change.tone, *change.words)
+        return (change.tone, *change.notes)
 
     assert said(1.3, turns(1.0, 0.98, 1.02)) == ("same",)
     assert said(1.0, turns(1.2, 1.1, 1.3)) == ("worse", "slower at one: 1 → 1 ms, × 1.20 (1.10 to 1.30)")

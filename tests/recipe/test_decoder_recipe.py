@@ -46,7 +46,10 @@ CASES = {
     "a decoder's shape with a batch": (("streams: 2", "batch: 2"), "a decoder's shape has no 'batch'"),
     "a decoder's shape without streams": ((", streams: 2", ""), "shape 'chat' needs 'streams'"),
     "a prompt longer than the context": (("prompt: 24", "prompt: 100"), "shape 'chat' has 132 tokens (prompt and new), the context holds 96"),
-    "a decoder's sweep": (("performance:", "performance:\n  sweep: {batch: [1]}"), "performance.sweep is not for decoders yet"),
+    "a decoder's sweep over batches": (("performance:", "performance:\n  sweep: {batch: [1]}"), "a decoder's sweep has no 'batch'"),
+    "a sweep of prompts beyond the context": (("performance:", "performance:\n  sweep: {prompt: [8, 96]}"), "a prompt of 96 tokens leaves no room in the context of 96"),
+    "a sweep of too many pairs": (("performance:", "performance:\n  sweep: {streams: [1, 2, 3, 4, 5], prompt: [8, 16, 24, 32, 40]}"), "the sweep has 25 pairs, 24 at most"),
+    "a decoder's streams in flight": (("performance:", "performance:\n  streams: [1, 2]"), "performance.streams is not for decoders yet"),
     "a decoder's throughput": (("tokens_per_s: 400", "throughput_per_s: 4"), "'throughput_per_s' is no budget of a decoder"),
     "texts longer than the context": (("text: text.txt", "text: text.txt, max_length: 200"), "max_length 200 is more than the context of 96"),
     "another context than the model's": (("context: 96", "context: 64"), "the model's cache holds 96 positions, not 64"),
@@ -214,6 +217,15 @@ def test_several_contexts_are_an_engine_each(folder):
     lengths = {s.id: s.params["decoder"]["context"] for s in plan.steps.values() if s.kind == "export"}
     assert lengths == {"tiny/export-48": 48, "tiny/export-96": 96}
     assert {e.id for e in plan.engines if "measure" in e.steps} == {"tiny/fp32/cpu-96", "tiny/int4_weights/cpu-96"}
+
+
+def test_a_sweep_is_every_pair_and_builds_nothing_else(folder):
+    sweep = ("performance:", "performance:\n  sweep: {streams: [1, 4], prompt: [90, 8]}")
+    store = Store(folder / "store")
+    plans = [plan_recipe(load(folder, *edits), store, FileDigests(None)) for edits in ((), (sweep,))]
+    points = next(s.params["sweep"] for s in plans[1].steps.values() if s.kind == "measure")
+    assert [tuple(p["dims"].values()) for p in points] == [(8, 16, 1), (8, 16, 4), (90, 6, 1), (90, 6, 4)]
+    assert {s.kind for k, s in plans[1].steps.items() if k not in plans[0].steps} == {"measure"}
 
 
 def test_one_context_of_several_is_planned_as_if_alone(folder):

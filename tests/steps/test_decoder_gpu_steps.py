@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,12 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.latency import Sampling
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
+from engineworks.report.blocks import Fold
+from engineworks.report.decoder import decoder_section
 from engineworks.steps.decoder import build as build_step
 from engineworks.steps.decoder import measure
 from engineworks.steps.job import main
@@ -100,11 +104,25 @@ def test_it_passes_the_gates_that_cpu_engines_pass(made):
     report = Accuracy.read(made["compare"])
     verdict = judge(report, None, Limits(metric_ratio=0.99, cosine=0.999), {})
     assert verdict.verdict == "pass", list(verdict.checks)
-    assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 10  # with the graph
+    assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 12  # with the graph
 
 
 def test_one_rounding_moves_half_precision_further(made):
     assert 1e-4 < report_of(made["lowered-reference"], "lowered.json")["moved"] < 0.05
+
+
+def test_the_sweep_is_measured_and_drawn(made):
+    latency = Latency.read(made["measure"])
+    assert [(p.dims["prompt"], p.dims["streams"]) for p in latency.points] == [
+        (8, 1), (8, 2), (8, 4), (48, 1), (48, 2), (48, 4),
+    ]  # fmt: skip
+    assert all(p.tokens_per_s and p.first_token_ms for p in latency.points)
+    engine = SimpleNamespace(id=ENGINE, accuracy=Accuracy.read(made["compare"]), latency=latency)
+    section = decoder_section(SimpleNamespace(engines=[engine]), plots=True)
+    (fold,) = (block for block in section.blocks if isinstance(block, Fold))
+    plot, points = fold.blocks
+    assert "<svg" in plot.svg
+    assert len(points.rows) == 6
 
 
 def test_it_is_measured_at_the_recipes_shapes(made):

@@ -50,7 +50,7 @@ def report(made):
 def test_the_engine_passes_in_every_situation(report):
     verdict = judge(report, None, Limits(metric_ratio=0.7, cosine=0.9), {})
     assert verdict.verdict == "pass", [c.message for c in verdict.failures]
-    assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 9
+    assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 11
 
 
 def test_the_tolerance_comes_from_the_lowered_model(made, report):

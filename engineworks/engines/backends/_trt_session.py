@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,8 @@ class TrtSession:
         self._wider = [spec for spec in self._inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
         self._converted: dict[str, None] = {}
         self._lane: Lane | None = self._new_lane()
+        self._free = weakref.finalize(self, self._lane.close)  # CUDA's memory has no owner but its lane
+        self._free.atexit = False  # CUDA may be gone by then, and the process takes all with it
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -126,10 +129,13 @@ class TrtSession:
                     lane.close()
 
     def close(self) -> None:
-        """Free all GPU memory and save the runtime cache. A second call does nothing."""
+        """Free all GPU memory and save the runtime cache. A second call does nothing.
+
+        A session that is dropped instead, as MLflow drops its models, frees its memory too.
+        """
         if self._lane is not None:
             self._dialect.save()
-            self._lane.close()
+            self._free()
             self._lane = self._engine = self._runtime = None
 
     def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

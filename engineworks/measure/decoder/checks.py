@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from engineworks.measure.decoder.report import DecoderAccuracy, Difference, Refusal
+from engineworks.measure.decoder.report import DecoderAccuracy, Difference, Exact, Refusal
 from engineworks.measure.decoder.situations import SITUATIONS, is_right, tolerance
 from engineworks.measure.decoder.texts import greedy_agreement
 
@@ -35,11 +35,18 @@ def decoder_findings(
         yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
-def _situation(name: str, found: Difference | Refusal, computes: str, moved: float | None) -> DecoderFinding:
+def _situation(name: str, found: Difference | Refusal | Exact, computes: str, moved: float | None) -> DecoderFinding:
     what, good = SITUATIONS[name], is_right(found, computes, moved)
     if isinstance(found, Refusal):
         outcome = "it is refused" if good else "no error was raised"
         return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {outcome}.")
+    if isinstance(found, Exact):
+        told = {
+            True: "every bit is equal",
+            False: "the logits differ",
+            None: "two equal runs differ: it cannot be told",
+        }
+        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {told[found.equal]}.")
     shown = "not a number" if found.difference is None else f"{found.difference:.2g}"
     where = f"stream {found.stream}, position {found.position}"
     message = f"{what}: logits differ by {shown} at most ({where}), tolerance {tolerance(computes, moved):.2g}."

@@ -25,7 +25,14 @@ class Refusal(Document):
     refused: bool
 
 
-Situation = Difference | Refusal
+@dataclass(frozen=True)
+class Exact(Document):
+    """Whether logits were bitwise equal; None where two equal runs differ, so that it cannot be told."""
+
+    equal: bool | None
+
+
+Situation = Difference | Refusal | Exact
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class DecoderAccuracy(Document):
     """computes: the type that the engine computes in. situations: by name, see `situations.SITUATIONS`. usual_error:
     root mean square error of a logit. moved: how far one rounding moves the lowered model's logits, None if unknown."""
 
-    computes: Literal["fp32", "fp16", "bf16"]
+    computes: Literal["fp32", "fp16", "bf16", "w4a8"]
     situations: Mapping[str, Situation]
     prompts: tuple[Continuation, ...]
     usual_error: Size

@@ -6,6 +6,9 @@ tolerance is 4 m, where one rounding moves the lowered model's own logits by m (
 least the usual one of the type that the engine computes in, at most LARGEST. Coarse weights are the same in every
 situation. (SmolLM2-135M in fp16 has m = .03 to .05; its kernels for batch 1, batch 8 and prompts differ by .038 on an
 H200.)
+
+`leak` and `neighbour` need no tolerance: the same kernels at the same shapes must give the same bits, whatever other
+memory holds.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 else:
     np = LazyModule("numpy")
 
-from engineworks.measure.decoder.report import Difference, Refusal, Situation
+from engineworks.measure.decoder.report import Difference, Exact, Refusal, Situation
 from engineworks.measure.served_checks import MOVED
 
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "w4a8": 5e-2}
@@ -36,6 +39,8 @@ SITUATIONS: Mapping[str, str] = {
     "places": "the same at other places of the batch",
     "joining": "the same when other streams join and leave",
     "reused": "the cache is clean after another prompt in the same buffers",
+    "leak": "bitwise the same whatever the buffers held before",
+    "neighbour": "bitwise the same whatever another stream says",
     "lengths": "right with prompts of different lengths in one batch",
     "end": "right up to the end of the context",
     "beyond": "a clear error beyond the context",
@@ -64,10 +69,14 @@ def worst_position(got: NDArray[Any], plain: NDArray[Any], stream: int, first: i
 
 
 def worst_of(found: Sequence[Situation]) -> Situation:
-    """Return the worst of several, None counting as worst; of refusals whether all refused."""
+    """Return the worst of several, None counting as worst; of refusals whether all refused; of exact ones the first
+    that is unequal, else one that was told."""
     refusals = [f for f in found if isinstance(f, Refusal)]
     if refusals:
         return Refusal(all(f.refused for f in refusals))
+    exact = [f for f in found if isinstance(f, Exact)]
+    if exact:
+        return min(exact, key=lambda f: (f.equal is not False, f.equal is not None))
     differences = [f for f in found if isinstance(f, Difference)]
     return max(differences, key=lambda f: np.inf if f.difference is None else f.difference)
 
@@ -80,7 +89,10 @@ def tolerance(computes: str, moved: float | None) -> float:
 
 
 def is_right(situation: Situation, computes: str, moved: float | None = None) -> bool:
-    """Whether a situation's worst difference is within the tolerance; a refusal, whether it came."""
+    """Whether a situation's worst difference is within the tolerance; a refusal, whether it came. Equality that cannot
+    be told is right: the other situations have a tolerance."""
     if isinstance(situation, Refusal):
         return situation.refused
+    if isinstance(situation, Exact):
+        return situation.equal is not False
     return situation.difference is not None and situation.difference <= tolerance(computes, moved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def export_decoder(source: str, root: Path, context: int, out: Path) -> tuple[Ex
     tokens = _proof_tokens(int(model.config.vocab_size))
     expected = full_logits(model, tokens)
     interface = _write(model, context, out)
+    del model  # the proof needs the memory
     error = _error(out / MODEL_FILE, interface, tokens, expected)
     if not error <= PROOF_ERROR:
         raise ModelError(
@@ -96,56 +97,66 @@ def _proof_tokens(vocabulary: int) -> NDArray[np.int64]:
 
 def _write(model: Any, context: int, out: Path) -> DecoderInterface:
     """Export the model. Its attention and rotary modules are replaced: it cannot be used afterwards."""
-    import onnx
-    import torch
-
     from engineworks.model.decoder.torch_decoder import (
         ATTENTION,
-        OPSET,
         cache_shapes,
-        decoder_module,
         new_call,
         register_attention,
         use_rotary_tables,
     )
 
-    sizes, call = cache_shapes(model), new_call()
+    call, tensors = new_call(), list[CacheTensor]()
+    for layer, pair in enumerate(cache_shapes(model)):
+        for kind, (heads, size) in zip(("key", "value"), pair, strict=True):
+            shape = ("batch", heads, context, size)
+            name = f"past_key_values.{layer}.{kind}"
+            tensors.append(CacheTensor(name, name.replace("past_key_values", "present"), "float32", shape, 0, 2))
     register_attention(call)
     model.set_attn_implementation(ATTENTION)
     if hasattr(model, "set_experts_implementation") and _has_experts(model.config):
         model.set_experts_implementation("batched_mm")  # the others branch on data
     use_rotary_tables(model, context)
-    names, caches = [], []
-    for layer, pair in enumerate(sizes):
-        for kind, (heads, size) in zip(("key", "value"), pair, strict=True):
-            names.append(f"past_key_values.{layer}.{kind}")
-            caches.append(torch.zeros(2, heads, context, size))
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    # `save` writes weight by weight; a message with all of them would be in memory twice
+    program = _traced(model, call, tensors, context)
+    program.save(str(out / MODEL_FILE), external_data=size > EXTERNAL_ABOVE_BYTES)
+    _finish(out / MODEL_FILE)
+    return DecoderInterface("in_place", context, int(model.config.vocab_size), tuple(tensors), positions=POSITIONS)
+
+
+def _traced(model: Any, call: Any, tensors: Sequence[CacheTensor], context: int) -> Any:
+    """Return torch's exported program. Raises `ExportError`."""
+    import torch
+
+    from engineworks.model.decoder.torch_decoder import OPSET, decoder_module
+
+    caches = [torch.zeros(tensor.concrete(2, context)) for tensor in tensors]
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=context)
-    outputs = [name.replace("past_key_values", "present") for name in names]
     try:
         with torch.no_grad():
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 decoder_module(model, call),
                 (torch.ones(2, 5, dtype=torch.int64), torch.tensor([0, 3]), caches),
                 dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
                 dynamic_shapes=({0: batch, 1: sequence}, {0: batch}, [{0: batch}] * len(caches)),
-                input_names=[IDS, POSITIONS, *names], output_names=[LOGITS, *outputs],
+                input_names=[IDS, POSITIONS, *(t.input for t in tensors)],
+                output_names=[LOGITS, *(t.output for t in tensors)],
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever its parts raise
         raise ExportError(f"the decoder cannot be exported: {str(error).splitlines()[0]}", log=str(error)) from error
-    made = program.model_proto
+
+
+def _finish(path: Path) -> None:
+    """Rewrite the graph for the engines' parsers; weights in a file of their own stay there."""
+    import onnx
+
+    made = onnx.load(str(path), load_external_data=False)
     made.ir_version = 11  # the first with opset 24's types
     for node in made.graph.node:
         del node.metadata_props[:]
     spell_out_reshapes(made)
     del made.graph.value_info[:]
-    large = made.ByteSize() > EXTERNAL_ABOVE_BYTES
-    onnx.save(made, str(out / MODEL_FILE), save_as_external_data=large, location=DATA_FILE if large else None)
-    tensors = tuple(
-        CacheTensor(name, output, "float32", ("batch", *cache.shape[1:]), 0, 2)
-        for name, output, cache in zip(names, outputs, caches, strict=True)
-    )
-    return DecoderInterface("in_place", context, int(model.config.vocab_size), tensors, positions=POSITIONS)
+    path.write_bytes(made.SerializeToString())
 
 
 def _has_experts(config: Any) -> bool:

@@ -20,10 +20,11 @@ from engineworks.errors import FoldError, ModelError
 from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
-from engineworks.model.fold.inventory import Inventory, inventory
+from engineworks.model.fold.inventory import inventory
 from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
+from engineworks.model.fold.report import Fallback, FoldReport
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
@@ -39,36 +40,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
-
-
-@dataclass(frozen=True)
-class FoldReport:
-    """What was done, and how well it is proven.
-
-    strategy: the way that made the written model (`folding.STRATEGIES`). fallbacks: the ways before it that failed,
-    each with why. nodes_before, nodes_after: branches and bodies included. max_abs: largest absolute difference of
-    every output from the original's, over `samples` feeds. notes: changes to dimensions, one sentence each.
-    """
-
-    strategy: str
-    fallbacks: tuple[tuple[str, str], ...]
-    nodes_before: int
-    nodes_after: int
-    opset_from: int
-    opset_to: int
-    max_abs: Mapping[str, float]
-    samples: int
-    notes: tuple[str, ...]
-    inventory: Inventory
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            **vars(self),
-            "fallbacks": [{"strategy": name, "why": why} for name, why in self.fallbacks],
-            "max_abs": dict(self.max_abs),
-            "notes": list(self.notes),
-            "inventory": self.inventory.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -165,26 +136,26 @@ def _open_original(
 
 def _first_proven(
     prepared: Prepared, original: _Original, work: Path, out: Path, source: Path
-) -> tuple[str, tuple[tuple[str, str], ...], onnx.ModelProto, dict[str, float]]:
+) -> tuple[str, tuple[Fallback, ...], onnx.ModelProto, dict[str, float]]:
     """Try the strategies in turn, and put the first proven model in place."""
-    fallbacks: list[tuple[str, str]] = []
+    fallbacks: list[Fallback] = []
     for strategy in STRATEGIES:
         folder = Path(tempfile.mkdtemp(dir=work))
         path = folder / out.name
         try:
             folded, max_abs = _attempt(strategy, prepared, original, path)
         except (FoldError, ModelError) as error:
-            fallbacks.append((strategy.name, error.message.replace(f"{path}: ", "")))
+            fallbacks.append(Fallback(strategy.name, error.message.replace(f"{path}: ", "")))
             shutil.rmtree(folder)
             continue
         _move(path, out)
         return strategy.name, tuple(fallbacks), folded, max_abs
     check_same_twice(original.session, original.feeds[0], str(source))
-    name, why = fallbacks[-1]
+    last = fallbacks[-1]
     raise FoldError(
-        f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",
+        f"{source}: no way to fold gave an equal model; '{last.strategy}', the last: {last.why}",
         hint=_hint(prepared),
-        log="\n".join(f"{name}: {why}" for name, why in fallbacks),
+        log="\n".join(f"{given_up.strategy}: {given_up.why}" for given_up in fallbacks),
     )
 
 

@@ -97,12 +97,12 @@ def _state_count(scan: onnx.NodeProto) -> int:
 
 def _scanned(graph: Graph, scan: onnx.NodeProto, values: Values) -> list[Array]:
     """What a Scan reads row by row, with its rows along the first axis in the order of the iterations."""
-    told = {a.name: list(a.ints) for a in scan.attribute}
+    attributes = {a.name: list(a.ints) for a in scan.attribute}
 
     def rows() -> Iterator[Array]:
         for i, name in enumerate(scan.input[_state_count(scan) :]):
-            array = np.moveaxis(graph.value_of(name, values), told.get("scan_input_axes", {i: 0})[i], 0)
-            yield array[::-1] if told.get("scan_input_directions", {i: 0})[i] else array
+            array = np.moveaxis(graph.value_of(name, values), attributes.get("scan_input_axes", {i: 0})[i], 0)
+            yield array[::-1] if attributes.get("scan_input_directions", {i: 0})[i] else array
 
     return list(rows())
 

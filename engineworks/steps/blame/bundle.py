@@ -131,8 +131,8 @@ def write_script(
         entries = (EXACT_ACTIVATIONS, EXACT_PRODUCTS, *([_LARGE] if data else []))
         text = _ORT.format(what=what, needs=needs, entries=entries, load=load)
     else:
-        told = {name: (r.min, r.opt, r.max) for name, r in ranges.items()}
-        profile = _PROFILE.format(ranges=told) if told else ""
+        shapes = {name: (r.min, r.opt, r.max) for name, r in ranges.items()}
+        profile = _PROFILE.format(ranges=shapes) if shapes else ""
         flags = 0 if name == "tensorrt_rtx" else "1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)"
         text = _TRT.format(what=what, needs=f"{needs} cuda-python", module=name, flags=flags, profile=profile)
     (out / "run.py").write_text(text + _COMPARE.format(allowed=allowed), encoding="utf-8")

@@ -60,10 +60,10 @@ class Piece:
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the pieces to blame: {whole, pieces, blamed, left, cured, right, count, typical}.
+    """Find the pieces to blame: {error, pieces, blamed, left, cured, right, count, typical}.
 
     Runs in a child process. payload: folded, lowered (models), folded_values, lowered_values (.npz), allowed (the error
-    that is right), out (a folder for the worst piece: model.onnx, inputs.npz, expected.npz). `whole`: error of the
+    that is right), out (a folder for the worst piece: model.onnx, inputs.npz, expected.npz). `error`: of the
     lowered model's outputs; `left`: the error with the `blamed` pieces in fp32. `cured`: the fewest with which it is
     allowed, none where no number is enough. `right`: the error up to which the bundle shows no fault.
     """
@@ -84,7 +84,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
             right = max(SHOWS * typical, worst.error / 10) if alone else worst.effect / 2
             (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
         return {
-            "whole": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
+            "error": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
             "blamed": [study.record(piece) for piece in blamed],
             "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
             "count": len(pieces), "typical": typical,

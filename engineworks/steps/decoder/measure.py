@@ -67,19 +67,41 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
             f"{name}: first token {shapes[name]['first_token_ms']:.2f} ms, "
             f"{shapes[name]['tokens_per_s']:.1f} tokens/s in all"
         )
+    sweep = [_point(job, engine, point, long, meter, before_mib, readings) for point in job.params["sweep"]]
     readings.take(AFTER)
     return {
         "load_ms": load_ms, "engine_mib": engine.sidecar["bytes"] / MIB, "memory_total_mib": meter.total_mib() or None,
-        "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": [],
+        "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": sweep,
         "serving": job.params["serving"], "disturbed_before": job.params.get("disturbed_before", 0),
         "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),
         "device": readings.to_json(), "loads": {},
     }  # fmt: skip
 
 
+def _point(
+    job: StepJob, engine: VerifiedEngine, point: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
+    readings: DeviceReadings,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a pair of the sweep, briefly. One that cannot run, as for lack of memory, is a point with `error`."""
+    dims = point["dims"]
+    name = f"{dims['streams']} × {dims['prompt']} tokens"
+    try:
+        session = open_decoder(
+            engine, job.params["target"], dims["streams"], serving=serving_from_json(job.params["serving"])
+        )
+    except RunError as error:
+        return {**point, "error": error.message}
+    try:
+        found = measure_shape(session, point, long, meter, before_mib, readings, name, steps=BRIEF)
+    finally:
+        session.close()
+    job.say(f"{name}: first token {found['first_token_ms']:.2f} ms, {found['tokens_per_s']:.1f} tokens/s in all")
+    return found
+
+
 def measure_shape(
     session: PromptRunner, asked: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
-    readings: DeviceReadings, name: str,
+    readings: DeviceReadings, name: str, steps: Sampling | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return latency_ms_* (of one step: a token of every stream), first_token_ms_* (the prompt of every stream, until
     their first tokens are known), tokens_per_s of all streams, prefill_tokens_per_s, and the common figures."""
@@ -90,7 +112,7 @@ def measure_shape(
     first_run_ms = timed.prompts(1).host_ms[0]
     prefill = sample_runs(timed.prompts, BRIEF)
     readings.take(name)
-    report = measure_latency(timed.steps, streams, Sampling(max_s=3.0, tail=asked["tail"]))
+    report = measure_latency(timed.steps, streams, steps or Sampling(max_s=3.0, tail=asked["tail"]))
     readings.take(name)
     first = percentiles("first_token_ms", prefill.host_ms)
     middle = quantile(sorted(prefill.host_ms), 0.5)

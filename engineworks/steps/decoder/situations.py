@@ -9,7 +9,7 @@ import numpy as np
 
 from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
-from engineworks.measure.decoder.report import Refusal, Situation
+from engineworks.measure.decoder.report import Exact, Refusal, Situation
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
 STEPS = 6
@@ -32,7 +32,8 @@ class Situations:
         """Return the worst difference of each situation, with its stream and position."""
         every: Mapping[str, Callable[[], Situation]] = {
             "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
-            "lengths": self._lengths, "reused": self._reused, "again": self._again,
+            "lengths": self._lengths, "reused": self._reused, "again": self._again, "leak": self._leak,
+            "neighbour": self._neighbour,
         }  # fmt: skip
         graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
         return {name: situation() for name, situation in every.items()} | graph
@@ -129,6 +130,30 @@ class Situations:
             found.append((index, np.concatenate(parts), self._plain[index]))
         return self._worst(found)
 
+    def _leak(self) -> Exact:
+        """The same text after other contents of the same buffers: the same kernels and shapes, so the same bits."""
+        count = min(len(self._long), len(self._texts[0]) + STEPS)
+        held = (self._long[:count], self._long[::-1][:count], self._long[:count])
+        return _equal([self._after(before) for before in held])
+
+    def _after(self, before: Tokens) -> Logits:
+        self._session.reset()
+        self._session.step({0: before})
+        return self._alone(0, self._texts[0], self._prompts[0])
+
+    def _neighbour(self) -> Exact:
+        """The same text beside other tokens of the same number, in the same places."""
+        text, prompt = self._texts[0], self._prompts[0]
+        other = np.resize(self._long, len(text))
+        return _equal([self._beside(text, prompt, beside) for beside in (other, other[::-1], other)])
+
+    def _beside(self, text: Tokens, prompt: int, other: Tokens) -> Logits:
+        self._session.reset()
+        parts = [self._session.step({0: text[:prompt], 1: other[:prompt]})[0]]
+        for at in range(prompt, len(text)):
+            parts.append(self._session.step({0: text[at : at + 1], 1: other[at : at + 1]})[0])
+        return np.concatenate(parts)
+
     def _again(self) -> Situation:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
 
@@ -149,3 +174,9 @@ class Situations:
     def _worst(self, found: Sequence[tuple[int, Logits, Logits]], first: int = 0) -> Situation:
         """found: text, its logits here, and those that it should have."""
         return worst_of([worst_position(got, plain, i, first) for i, got, plain in found])
+
+
+def _equal(runs: Sequence[Logits]) -> Exact:
+    """runs: one, one in another surrounding, and the first again: a device may change its kernels meanwhile."""
+    first, other, same = runs
+    return Exact(np.array_equal(first, other) if np.array_equal(first, same) else None)

@@ -59,9 +59,11 @@ class Case:
         return blame_engine(self.graph, self.values, self.allowed, backend, self.reference, lambda: self.other)
 
     def faults(self, kind: str, count: int) -> Iterator[str]:
+        """Up to so many faults that show, of the first 12 of a large graph: deep in float16 most are hidden."""
         random = np.random.default_rng(len(kind))
         nodes = [n.name for n in self.model.graph.node if n.op_type in PLACES and self._may(kind, n.op_type)]
-        shown = (str(n) for n in random.permutation(nodes) if self.shows(kind, str(n)))
+        tried = 12 if len(self.graph.nodes) > 1000 else len(nodes)
+        shown = (str(n) for n in random.permutation(nodes)[:tried] if self.shows(kind, str(n)))
         yield from (name for name, _ in zip(shown, range(count), strict=False))
 
     @staticmethod
@@ -81,8 +83,10 @@ def whole_unit(found: Found, fault: str) -> bool:
 @pytest.mark.parametrize("dynamic", [False, True], ids=["any shape", "dynamic shapes only"])
 def test_a_planted_fault_is_named_within_its_builds(nodes: int, precision: str, dynamic: bool) -> None:
     case = Case(nodes, nodes + len(precision), precision)
+    searched = 0
     for kind in ("weight", "scale", "shape", "nan", "crash"):
         for fault in case.faults(kind, 2 if nodes == 300 else 1):
+            searched += 1
             backend = FaultyBackend(kind, fault, dynamic=dynamic)
             found = case.blamed(backend)
             assert found is not None, (kind, fault)
@@ -91,6 +95,7 @@ def test_a_planted_fault_is_named_within_its_builds(nodes: int, precision: str, 
             assert bool(found.other) == dynamic
             again = backend.probe(found.model(), found.feeds(), found.wanted(), found.shapes())
             assert again.crash or max(again.errors.values()) > case.allowed["y"]
+    assert searched >= 3
 
 
 @pytest.mark.parametrize("kind", ["scale", "nan", "crash"])
@@ -142,7 +147,7 @@ def test_a_wrong_lowering_is_named_without_a_build(nodes: int, precision: str, k
     for node in products[:: max(1, len(products) // 2)]:
         spoiled = planted(model, kind, node)
         said = study(model, spoiled, given, tmp_path, allowed=tolerance(precision))
-        if said["whole"] <= tolerance(precision):
+        if said["error"] <= tolerance(precision):
             continue  # a norm after it hides the fault
         assert [piece["node"] for piece in said["blamed"]] == [f"{node.name} (MatMul)"], said
         assert said["left"] <= tolerance(precision)

@@ -18,7 +18,6 @@ from engineworks.settings import Settings
 from engineworks.tracking.opening import prepare_environment
 from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
-from flows.outcomes import result_of
 
 R = TypeVar("R")
 
@@ -54,6 +53,8 @@ def _imports(plans: Sequence[Plan]) -> list[str]:
 
 
 def _result(state: Any, kind: type[R], plan: Plan) -> R:
+    from flows.outcomes import result_of  # imports Prefect, which reads its environment then: telemetry is off by now
+
     result = result_of(state)
     if isinstance(result, kind):
         return result

@@ -65,3 +65,8 @@ import importlib.util, json
 print(json.dumps([n for n in {sorted(names)} if importlib.util.find_spec(n)]))
 """
     assert json.loads(run(code, Path("/"))) == []
+
+
+def test_the_command_imports_prefect_only_after_its_environment_is_set() -> None:
+    """Prefect reads its address and whether telemetry is off when it is imported."""
+    assert run("import sys, flows.local_build; print('prefect' in sys.modules)") == "False\n"

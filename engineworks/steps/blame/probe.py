@@ -25,7 +25,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import named_shape
-from engineworks.steps.blame.values import WORST, error_of, save_part
+from engineworks.steps.blame.values import WORST, row_error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _compare(session: Any, feeds: Arrays, payload: Mapping[str, Any]) -> dict[st
     try:
         for turn in (1, 2):
             for name, array in session.run(feeds).items():
-                errors[name] = max(errors[name], error_of(array, wanted[name]))
+                errors[name] = max(errors[name], row_error_of(array, wanted[name]))
             if turn == 1 and payload["target"]["compute_capability"]:
                 session.time_runs(feeds, WARM_RUNS)
     finally:

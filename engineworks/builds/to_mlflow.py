@@ -22,6 +22,7 @@ from engineworks.tracking.records import (
     CALIBRATION_FILE,
     COMPARISON_FILE,
     CONDITIONS,
+    DATASETS,
     ERROR_FILE,
     ERROR_LOG_FILE,
     HARDWARE,
@@ -47,9 +48,24 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
         "prefect.flow_run": flow_run,
         "mlflow.note.content": recipe.description,
         NOT_SELECTED: str(len(plan.not_selected) or ""),
+        DATASETS: _datasets(plan),
     }
     commit = commit_of(plan.loaded.root)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
+
+
+def _datasets(plan: Plan) -> str:
+    """Return the data that engines are compared on and calibrated with, as JSON of MLflow's datasets: name, digest, uri
+    and role; '' without any. A digest is that of the file, or the key of the step that prepares it."""
+    files = plan.loaded.files
+    found = []
+    parts = (("reference", "evaluation", files.evaluation), ("calibrate", "calibration", files.calibration))
+    for kind, role, data in parts:
+        document = next((step.document for step in plan.steps.values() if step.kind == kind), None)
+        digest = document and {**document["inputs"], **document["digests"]}.get(role)
+        if data and digest:
+            found.append({"name": data.title, "digest": digest[:12], "uri": str(data.path), "role": role})
+    return json.dumps(found) if found else ""
 
 
 def plan_params(plan: Plan) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
+from engineworks.model.equivalence import check_same_twice, compare, first_outputs, open_session
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
 from engineworks.model.fold.inventory import inventory
@@ -45,14 +45,14 @@ _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 @dataclass(frozen=True)
 class _Original:
     """The model as it came, loaded to be compared with; what the recipe declares of it; and, for the first feed, the
-    lengths of the inputs' named dimensions and the shapes of the outputs."""
+    lengths of the inputs' named dimensions and the outputs."""
 
     session: onnxruntime.InferenceSession
     feeds: Sequence[Arrays]
     inputs: Sequence[TensorSpec]
     outputs: Mapping[str, dims.Shape]
     bound: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
+    first: Arrays
 
 
 def fold_model(
@@ -125,13 +125,17 @@ def _open_original(
     feeds: Sequence[Arrays],
 ) -> _Original:
     session = open_session(reference)
-    shapes = first_shapes(session, feeds, str(source))
+    first = first_outputs(session, feeds, str(source))
     every = [
         dims.bind(inputs, {name: value.shape for name, value in feed.items()}, f"{source}: evaluation sample {index}")
         for index, feed in enumerate(feeds)
     ]
-    dims.check_output_shapes(outputs, every[0], shapes, str(source))
-    return _Original(session, feeds, inputs, outputs, every[0], shapes)
+    dims.check_output_shapes(outputs, every[0], _shapes(first), str(source))
+    return _Original(session, feeds, inputs, outputs, every[0], first)
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in arrays.items()}
 
 
 def _first_proven(
@@ -181,13 +185,14 @@ def _attempt(
     except tool_failures() as error:
         raise FoldError(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
     folded = finish(folded, prepared)
-    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, original.shapes)
+    shapes = _shapes(original.first)
+    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, shapes)
     save_model(folded, path)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
-    max_abs = compare(original.session, open_session(path), original.feeds, original.inputs)
+    max_abs = compare(original.session, open_session(path), original.feeds, original.first, original.inputs)
     if any(True for node in folded.graph.node for _ in subgraphs(node)):
         # A branch that never runs may still not fit the recipe's lengths, and only optimizing infers its shapes.
         open_session(path, optimized=True)

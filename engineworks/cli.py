@@ -37,6 +37,7 @@ from engineworks.commands.serve import serve
 from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
+from engineworks.host.disk import refusal_of_host
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -323,12 +324,17 @@ def _narrowed(arguments: Sequence[str] | None) -> typer.Typer:
 
 
 def _last_word(error: Exception) -> int:
-    """Print usage errors by their own method; anything else is an internal error, whose traceback goes to a file."""
+    """Print usage errors by their own method; what the host refuses is one sentence; anything else is an internal
+    error, whose traceback goes to a file."""
     show = getattr(error, "show", None)
     if callable(show):
         show()
         return int(getattr(error, "exit_code", errors.EXIT_BAD_INPUT))
-    file = read_settings().artifacts / "defects" / "last.txt"
+    artifacts = read_settings().artifacts
+    if (refusal := refusal_of_host(error, artifacts)) is not None:
+        terminal.print_error(str(refusal))
+        return refusal.exit_code
+    file = artifacts / "defects" / "last.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -40,17 +40,22 @@ class Settings:
 def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
     """Settings from the environment; `start` replaces the current folder."""
     env = os.environ if environ is None else environ
-    here = (start or Path.cwd()).resolve()
+    here = _real(start or Path.cwd())
     artifacts = Path(env.get("ENGINEWORKS_ARTIFACTS") or (find_repository(here) or here) / "artifacts")
-    artifacts = (here / artifacts).resolve()
+    artifacts = _real(here / artifacts)
     roots = env.get("ENGINEWORKS_DATA_ROOTS", "")
     return Settings(
         artifacts=artifacts,
         store=env.get("ENGINEWORKS_STORE") or str(artifacts / "store"),
-        data_roots=tuple(Path(p).expanduser().resolve() for p in roots.split(os.pathsep) if p),
+        data_roots=tuple(_real(Path(p).expanduser()) for p in roots.split(os.pathsep) if p),
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or None,
-        known=(here / Path(known).expanduser()).resolve() if (known := env.get(KNOWN_STATEMENTS)) else None,
+        known=_real(here / Path(known).expanduser()) if (known := env.get(KNOWN_STATEMENTS)) else None,
     )
+
+
+def _real(path: Path) -> Path:
+    """Resolve symbolic links; a loop of links stays, and who opens it gets an OSError."""
+    return Path(os.path.realpath(path))
 
 
 def find_repository(start: Path) -> Path | None:

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from engineworks.builds.delivery import publish_body, with_deliveries
 from engineworks.builds.progress import listener
-from engineworks.builds.results import BuildResult
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
 from engineworks.plan.plan import Plan
@@ -27,7 +27,7 @@ from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
 from flows.outcomes import ended, opaque
 from flows.planned import run_name, run_planned
-from tasks.conclude_engine import conclude_engine
+from tasks.conclude_engines import conclude_engines
 from tasks.plan_build import open_build, plan_build
 from tasks.record_build import end_record, start_record
 from tasks.report_build import report_build
@@ -81,8 +81,15 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
 
 
 def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
-    message = ", ".join(f"{e.id}: {e.status}" for e in result.engines)
+    message = ", ".join(_words(engine) for engine in result.engines)
     return ended(message + more, result, good=result.exit_code() == 0)
+
+
+def _words(engine: EngineResult) -> str:
+    """Return the verdict, and the sentence of the failure or of the first check that did not pass."""
+    sentences = [c.text for c in engine.checks if c.verdict in ("fail", "inconclusive") and c.verdict == engine.verdict]
+    why = engine.failure.message if engine.failure else next(iter(sentences), "")
+    return f"{engine.id}: {engine.status}" + (f": {why}" if why else "")
 
 
 def _published(build: Build, result: BuildResult) -> str:
@@ -108,8 +115,7 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
 def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
     """Evaluate and record every engine, then the build."""
     build.settle()
-    for engine in build.plan.engines:
-        build.engines[engine.id] = conclude_engine(build, run, engine.id)
+    conclude_engines(build, run, build.plan.recipe)
     result = build.result(run.run_id)
     report = report_build(build, opaque(result), build.plan.recipe)
     end_record(build, run, opaque(result), build.plan.recipe, report)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.model.graphs import all_graphs, set_nodes
 from engineworks.steps.blame.probe import Answer
-from engineworks.steps.blame.values import WORST, error_of
+from engineworks.steps.blame.values import WORST, row_error_of
 
 WIDTH, ROWS = 8, 4
 OPSET = [helper.make_opsetid("", 18)]
@@ -201,7 +201,7 @@ class FaultyBackend:
                 return Answer(crash=f"a part crashed with SIGSEGV after {self.builds} s")
             for graph in all_graphs(part.graph):
                 _spoil(graph, self.fault, self.kind)
-        return Answer({n: min(error_of(a, wanted[n]), WORST) for n, a in run(part, feeds).items()})
+        return Answer({n: min(row_error_of(a, wanted[n]), WORST) for n, a in run(part, feeds).items()})
 
 
 def _spoil(graph: onnx.GraphProto, fault: str, kind: str) -> None:

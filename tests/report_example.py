@@ -174,12 +174,15 @@ def comparison() -> Comparison:
 
 
 def health() -> CalibrationHealth:
-    known = {
-        "method": "entropy", "samples": 24, "tensors": 4, "saturated": {"mean": 1e-4, "largest": {"relu": 4e-4}},
+    known: dict[str, Any] = {
+        "step": "classifier/int8/calibrate", "method": "entropy", "samples": 24, "provider": "CPU", "tensors": 4,
+        "constants": [], "empty": [], "data": {"sha256": "0" * 64, "samples": 24, "of": 24}, "saturated": {"mean": 1e-4, "largest": {"relu": 4e-4}},
         "unused": {"mean": 0.6, "largest": {"image": 0.93, "relu": 0.5}}, "moved": {"mean": 0.01, "largest": {"view": 0.02}},
-        "inputs": {"image": {"samples": 24, "minimum": 0.0, "maximum": 1.0, "mean": 0.3, "std": 0.37}},
+        "warnings": ["24 samples are few for entropy"], "inputs": {"image": {
+            "dtype": "float32", "samples": 24, "minimum": 0.0, "maximum": 1.0, "mean": 0.3, "std": 0.37, "nonfinite": 0,
+        }},
     }  # fmt: skip
-    return CalibrationHealth("classifier/int8/calibrate", known, ("24 samples are few for entropy",))
+    return CalibrationHealth.from_json(known)
 
 
 def ladder() -> TargetLadder:

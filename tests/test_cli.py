@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,31 @@ def test_a_defect_is_one_line_and_a_file(
     assert err.startswith("error: a defect of Engineworks: ZeroDivisionError: boom; please report it")
     assert "Traceback" not in err
     assert "ZeroDivisionError" in (repository / "artifacts/defects/last.txt").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_is_no_defect(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("inner") from sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("engineworks.recipe.load.load_recipes", full)
+    code, _, err = run(capsys, "validate", "recipes/tiny.yaml")
+    assert code == 4
+    assert f"{repository / 'artifacts'}: no space is left on its disk; free some space" in err
+    assert not (repository / "artifacts/defects").exists()
+
+
+@pytest.mark.parametrize("name", ["ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_KNOWN_STATEMENTS"])
+def test_what_the_host_refuses_is_no_defect(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (repository / "loop").symlink_to("loop")
+    for value in ("loop", "a" * 300):
+        monkeypatch.setenv(name, value)
+        code, _, err = run(capsys, "plan", "recipes/tiny.yaml")
+        assert code in (0, 4)
+        assert "defect" not in err
 
 
 def test_doctor_says_what_can_be_built_and_run(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from engineworks.measure.accuracy_report import Accuracy, MetricFigures
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, ShapeFigures
 from engineworks.model.calibrate.report import CalibrationReport
+from engineworks.model.fold.report import FoldReport
 
 
 def output(cosine: float | None = 0.99999, **changes: Any) -> OutputAccuracy:
@@ -92,3 +94,16 @@ def calibration() -> CalibrationReport:
              "empty": [], "saturated": spread, "unused": spread, "moved": spread,
              "data": {"sha256": "0" * 64, "samples": 24, "of": 30}, "warnings": ["few"], "inputs": {"x": inputs}}  # fmt: skip
     return CalibrationReport.from_json(known)
+
+
+def fold_json(uses: Mapping[str, list[str]]) -> str:
+    """The report of a folded model that uses these operators."""
+    inventory: dict[str, Any] = {
+        "nodes": len(uses), "operators": {}, "uses": uses, "parameters": 0, "weight_bytes": 0, "bytes_by_dtype": {},
+        "opset": 18, "ir_version": 10, "inputs": [], "outputs": [],
+    }  # fmt: skip
+    report: dict[str, Any] = {
+        "strategy": "polygraphy", "fallbacks": [], "nodes_before": 1, "nodes_after": 1, "opset_from": 18, "opset_to": 18,
+        "max_abs": {}, "samples": 1, "notes": [], "inventory": inventory,
+    }  # fmt: skip
+    return json.dumps(FoldReport.from_json(report).to_json())

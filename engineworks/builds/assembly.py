@@ -32,7 +32,8 @@ def assemble_result(
     that this build ran or found in the store; none for a recorded build. seconds: the build's duration."""
     calibration = calibration_health(plan, store)
     warnings = (
-        *notes_of_data(plan, store), *notes_of_lowering(plan, store), *(w for c in calibration for w in c.warnings),
+        *notes_of_data(plan, store), *notes_of_lowering(plan, store),
+        *(warning for health in calibration for warning in health.report.warnings),
         *build_notes(engines), *synthetic_notes(plan, engines), *waiver_notes(plan, engines),
     )  # fmt: skip
     ran = tuple(RanStep(o.id, o.seconds, plan.steps[o.key].reason) for o in outcomes if o.how == "run")

@@ -7,7 +7,7 @@ neither depends on the other's data.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engineworks.model.calibrate.report import CalibrationReport
@@ -23,25 +23,28 @@ INPUTS = "inputs.json"
 
 @dataclass(frozen=True)
 class CalibrationHealth:
-    """One calibration of a recipe. step: its id. figures: as in the artifact's report, without the inputs' values.
-
-    warnings: messages about the ranges, the samples, and how these differ from the evaluation data.
-    """
+    """One calibration of a recipe. step: its id. report: the artifact's, without the inputs' values; its warnings are
+    also about how the samples differ from the evaluation data."""
 
     step: str
-    figures: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    report: CalibrationReport
 
     def to_json(self) -> dict[str, Any]:
-        return {"step": self.step, **self.figures, "warnings": list(self.warnings)}
+        return {"step": self.step, **self.report.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CalibrationHealth:
+        """The inverse of `to_json`. Raises `StoreError`."""
+        report = {key: part for key, part in value.items() if key != "step"}
+        return cls(value["step"], CalibrationReport.from_json(report, value["step"]))
 
     def message(self) -> str:
         """Return the metrics in one line."""
-        figures = self.figures
+        report = self.report
         return (
-            f"{figures['method']} over {figures['samples']} samples, {figures['tensors']} tensors: "
-            f"{figures['saturated']['mean']:.3%} of the values clipped, {figures['unused']['mean']:.0%} of the codes "
-            f"unused, {figures['moved']['mean']:.1%} moved with the last samples (means over tensors)"
+            f"{report.method} over {report.samples} samples, {report.tensors} tensors: "
+            f"{report.saturated.mean:.3%} of the values clipped, {report.unused.mean:.0%} of the codes "
+            f"unused, {report.moved.mean:.1%} moved with the last samples (means over tensors)"
         )
 
 
@@ -57,9 +60,9 @@ def _health(step: Step, store: Store, evaluation: Mapping[str, Any]) -> Calibrat
     if artifact is None or CalibrationReport.FILE not in artifact.files:
         return None
     report = artifact.read(CalibrationReport)
-    figures = {k: v for k, v in report.to_json().items() if k != "warnings"}
-    figures["inputs"] = {name: _without_values(statistics) for name, statistics in figures["inputs"].items()}
-    return CalibrationHealth(step.id, figures, (*report.warnings, *_drift(report.inputs, evaluation)))
+    warnings = (*report.warnings, *_drift(report.inputs, evaluation))
+    inputs = {name: replace(statistics, drawn=()) for name, statistics in report.inputs.items()}
+    return CalibrationHealth(step.id, replace(report, warnings=warnings, inputs=inputs))
 
 
 def _drift(before: Mapping[str, InputStatistics], evaluation: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,7 +87,3 @@ def _evaluation(plan: Plan, store: Store) -> Mapping[str, Any]:
             statistics: Mapping[str, Any] = artifact.read_json(INPUTS)
             return statistics
     return {}
-
-
-def _without_values(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in statistics.items() if key != "drawn"}

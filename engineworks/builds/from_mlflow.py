@@ -18,7 +18,6 @@ from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -50,7 +49,9 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         seconds=metrics.get("build_s", 0.0),
         warnings=tuple(warnings.splitlines()),
         comparison=_comparison(read_json(tracking, build.run_id, COMPARISON_FILE)),
-        calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, CALIBRATION_FILE) or ()),
+        calibration=tuple(
+            CalibrationHealth.from_json(c) for c in read_json(tracking, build.run_id, CALIBRATION_FILE) or ()
+        ),
         ladder=tuple(ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, LADDER_FILE) or ()),
         not_selected=left_out(plan),
         dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
@@ -86,7 +87,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
         failure=failure,
         recommendation=_recommendation(latency, resolved),
-        layers=Layers.from_json(layers) if (layers := read(LAYERS_FILE)) else None,
+        layers=Layers.from_json(layers) if (layers := read(Layers.FILE)) else None,
     )
 
 
@@ -103,8 +104,3 @@ def _comparison(value: Any) -> Comparison | None:
         return None
     rows = tuple(ComparisonRow(**row) for row in value["rows"])
     return Comparison(value["over"], tuple(dict.fromkeys(row.shape for row in rows)), rows)
-
-
-def _health(value: Mapping[str, Any]) -> CalibrationHealth:
-    figures = {k: v for k, v in value.items() if k not in ("step", "warnings")}
-    return CalibrationHealth(value["step"], figures, tuple(value["warnings"]))

@@ -30,11 +30,7 @@ from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.kinds import (
-    LAYERS_FILE,
-    SERVING_FILE,
-    StepName,
-)
+from engineworks.plan.kinds import SERVING_FILE, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
@@ -343,9 +339,7 @@ def _latency(artifact: Artifact | None, samples: bool) -> Latency | None:
 
 
 def _layers(artifact: Artifact | None) -> Layers | None:
-    if artifact is None or LAYERS_FILE not in artifact.files:
-        return None
-    return Layers.from_json(artifact.read_json(LAYERS_FILE))
+    return artifact.read(Layers) if artifact is not None and Layers.FILE in artifact.files else None
 
 
 def _log(artifact: Artifact | None) -> str:

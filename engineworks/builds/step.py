@@ -131,7 +131,7 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
         error=kind.error,
     )
     reports = dict(answer["reports"])
-    for report in kind.typed:
+    for report in (*kind.typed, *(r for r in kind.optional if r.FILE in reports)):
         _read_back(step, report, payload["out"], reports.get(report.FILE))
     return reports
 

@@ -16,13 +16,13 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
     CALIBRATION_FILE,
     COMPARISON_FILE,
     CONDITIONS,
+    DATASETS,
     ERROR_FILE,
     ERROR_LOG_FILE,
     HARDWARE,
@@ -48,9 +48,24 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
         "prefect.flow_run": flow_run,
         "mlflow.note.content": recipe.description,
         NOT_SELECTED: str(len(plan.not_selected) or ""),
+        DATASETS: _datasets(plan),
     }
     commit = commit_of(plan.loaded.root)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
+
+
+def _datasets(plan: Plan) -> str:
+    """Return the data that engines are compared on and calibrated with, as JSON of MLflow's datasets: name, digest, uri
+    and role; '' without any. A digest is that of the file, or the key of the step that prepares it."""
+    files = plan.loaded.files
+    found = []
+    parts = (("reference", "evaluation", files.evaluation), ("calibrate", "calibration", files.calibration))
+    for kind, role, data in parts:
+        document = next((step.document for step in plan.steps.values() if step.kind == kind), None)
+        digest = document and {**document["inputs"], **document["digests"]}.get(role)
+        if data and digest:
+            found.append({"name": data.title, "digest": digest[:12], "uri": str(data.path), "role": role})
+    return json.dumps(found) if found else ""
 
 
 def plan_params(plan: Plan) -> dict[str, str]:
@@ -83,7 +98,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.latency:
         texts[Latency.FILE] = json.dumps(engine.latency.to_json())
     if engine.layers:
-        texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
+        texts[engine.layers.FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
         texts[ChampionComparison.FILE] = json.dumps(engine.champion_comparison.to_json())
     if engine.log:
@@ -219,8 +234,8 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
         load = engine.serving.get("load") or {}
-        metrics["served_ready_s"] = engine.serving["ready_s"]
-        rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
+        rates = {"served_ready_s": engine.serving.get("ready_s")}
+        rates |= {"served_per_s": load.get("rate", load.get("completed_per_s"))}
         rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
     for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from engineworks.plan.plan import Plan
     from engineworks.settings import Settings
 
-FAILED = ("fail", "failed")
-
 
 def blame(
     engine: Annotated[str, typer.Argument(help="An engine's id, e.g. digits/int8/cpu.", autocompletion=engine_ids)],
@@ -83,6 +81,7 @@ def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str
 def blame_failures(plans: Sequence[Plan], results: Sequence[BuildResult], settings: Settings) -> list[Blame]:
     """Search for every engine of these builds that failed in its build or its comparison, and write it down there."""
     from engineworks.commands.blame_records import record_blames
+    from engineworks.report.blame import FAILED
 
     decoders = {plan.recipe for plan in plans if plan.loaded.recipe.model.decoder is not None}
     results = [result for result in results if result.recipe not in decoders]

@@ -172,7 +172,7 @@ def _key_texts(given: str) -> Iterator[tuple[bytes, str]]:
         return
     for name in given.split(os.pathsep):
         path = Path(name).expanduser()
-        files = sorted([*path.glob("*.pem"), *path.glob("*.pub")]) if path.is_dir() else [path] if name else []
+        files = sorted([*path.glob("*.pem"), *path.glob("*.pub")]) if os.path.isdir(path) else [path] if name else []  # noqa: PTH112  no name makes it raise
         for file in files:
             yield _read(file, TRUSTED_KEYS), str(file)
 

@@ -6,9 +6,10 @@ Pure. A layer is what the runtime times: a fused kernel may hold many nodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from engineworks.typed_json import Count, Document, Report, Size
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "LSTM", "GRU", "RNN")
 """Operators of matrix products, by the ONNX standard; a runtime's own kinds contain one of these."""
@@ -24,13 +25,13 @@ LITTLE = 0.02
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Document):
     """ms: mean of a run. kind: the runtime's own word for it. nodes: of the lowered ONNX; ops: their operators, once
     each. kernel: the GPU's kernel, '' where it is unknown."""
 
     name: str
     kind: str
-    ms: float
+    ms: Size
     nodes: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     kernel: str = ""
@@ -65,28 +66,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Layers:
+class Layers(Report):
     """An engine's layers at one named shape. source: what timed them. why: why there are none, '' if there are."""
 
+    FILE = "layers.json"
+
     shape: str = ""
-    runs: int = 0
+    runs: Count = 0
     source: str = ""
     layers: tuple[Layer, ...] = ()
     why: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def total_ms(self) -> float:
         return sum(layer.ms for layer in self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Layers:
-        fields: dict[str, Any] = {**value, "notes": tuple(value["notes"])}
-        layers = [{**v, "nodes": tuple(v["nodes"]), "ops": tuple(v["ops"])} for v in value["layers"]]
-        return cls(**{**fields, "layers": tuple(Layer(**layer) for layer in layers)})
 
 
 @dataclass(frozen=True)

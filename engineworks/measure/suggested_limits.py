@@ -35,6 +35,14 @@ class Evidence:
     metric: MetricFigures | None
     nights: Mapping[str, Sequence[float]]
 
+    @property
+    def ruined(self) -> str:
+        """Why no limit may follow from this engine: it would pass everything. '' for a sound one."""
+        if self.overall is None or not self.overall.lost:
+            return ""
+        ratio = "no number" if self.overall.ratio is None else f"{self.overall.ratio:.3g} of fp32's"
+        return f"its limits stay: its metric is {ratio}; 'engineworks blame {self.engine}' names the nodes"
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -57,10 +65,15 @@ def suggest_limits(precision: str, found: Sequence[Evidence], before: Mapping[st
     """
     made = [_cosine(found), *([_metric(found)] if precision == "fp32" else [_ratio(found)])]
     return [
-        Suggestion(precision, name, value, before.get(name), reason)
+        Suggestion(precision, name, value, before.get(name), reason + _looser(name, value, before.get(name)))
         for name, value, reason in filter(None, made)
         if before.get(name) is None or not math.isclose(before[name], value, rel_tol=1e-9)
     ]
+
+
+def _looser(name: str, value: float, before: float | None) -> str:
+    """Say so, where the present limit is stricter than what was measured allows: of limits that are minima."""
+    return "; looser than now" if name != "metric" and before is not None and value < before else ""
 
 
 Made = tuple[str, float, str] | None
@@ -100,8 +113,10 @@ def _metric(found: Sequence[Evidence]) -> Made:
             continue
         bound = overall.engine_high if metric.lower_is_better else overall.engine_low
         if bound is not None:
-            told = f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
-            return "metric", _rounded(bound, up=metric.lower_is_better), told
+            reason = (
+                f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
+            )
+            return "metric", _rounded(bound, up=metric.lower_is_better), reason
     return None
 
 

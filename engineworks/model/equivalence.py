@@ -62,23 +62,20 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
         raise ModelError(f"{path}: ONNX Runtime cannot load the model: {reason}") from None
 
 
-def first_shapes(
-    session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all outputs on the first feed. Raises `SamplesError` if there is none or it does not run.
+def first_outputs(session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str) -> Arrays:
+    """Return all outputs on the first feed, by name. Raises `SamplesError` if there is none or it does not run.
 
     feeds: by input name, with the shapes and dtypes of the model's inputs.
     """
     if not feeds:
         raise SamplesError(f"{where}: there is no evaluation data to prove a rewritten model with")
     try:
-        outputs = _run(session, feeds[0])
+        return _run(session, feeds[0])
     except runtime_failures() as error:
         raise SamplesError(
             f"{where}: the model does not run on the first sample ({_shown(feeds[0])}): {runtime_reason(error)}",
             hint="see that the evaluation data has the model's names, dtypes and shapes",
         ) from None
-    return {name: tuple(value.shape) for name, value in outputs.items()}
 
 
 def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where: str) -> None:
@@ -99,18 +96,20 @@ def compare(
     original: onnxruntime.InferenceSession,
     candidate: onnxruntime.InferenceSession,
     feeds: Sequence[Arrays],
+    first: Arrays,
     inputs: Sequence[TensorSpec],
 ) -> dict[str, float]:
     """Return the largest absolute difference of every output over all feeds.
 
     It includes the first feed at other lengths of each dynamic dimension, if the original runs there. feeds: by input
-    name, with the shapes and dtypes of the model's inputs. Raises `FoldError` with the output, difference and sample of
-    the first difference above `TOLERANCE`, and `SamplesError` for feeds that the original cannot run.
+    name, with the shapes and dtypes of the model's inputs. first: `first_outputs` of the original. Raises `FoldError`
+    with the output, difference and sample of the first difference above `TOLERANCE`, and `SamplesError` for feeds that
+    the original cannot run.
     """
     worst = {output.name: 0.0 for output in original.get_outputs()}
     for index, feed in enumerate(feeds):
         try:
-            expected = _run(original, feed)
+            expected = _run(original, feed) if index else first
         except runtime_failures() as error:
             message = f"the model does not run on sample {index} ({_shown(feed)}): {runtime_reason(error)}"
             raise SamplesError(message) from None

@@ -20,7 +20,10 @@ from engineworks.errors import (
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, PeerLatency
+from engineworks.measure.layers import Layers
 from engineworks.model.calibrate.report import CalibrationReport
+from engineworks.model.fold.report import FoldReport
+from engineworks.model.lower.report import Lowering
 from engineworks.typed_json import Report
 
 StepName = Literal[
@@ -28,9 +31,6 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-FOLD_FILE = "fold.json"
-LAYERS_FILE = "layers.json"
-LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
 SHADOW_FILE = "shadow.json"
@@ -46,9 +46,9 @@ class StepKind:
     may read. column: its place in the report's graph, from the left, after all that it reads.
 
     owner: what has one such step. A recipe's steps need no GPU: the CPU pool runs them once for all engines. A
-    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. typed: its
-    reports that are read back before they are published. files: the name of the step's input files in reports, '' where
-    another kind names the same files.
+    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. typed,
+    optional: its reports, and those that it may write, which are read back before they are published. files: the name
+    of the step's input files in reports, '' where another kind names the same files.
 
     alone: it needs the whole machine. fresh: it runs in a new process, because its measurements include its libraries'
     own memory. optimizer: whose optimizations a retry after a crash reduces, '' for none. attempts: how often a
@@ -64,6 +64,7 @@ class StepKind:
     owner: Literal["recipe", "engine", "peer", "command"] = "recipe"
     report: str = ""
     typed: tuple[type[Report], ...] = ()
+    optional: tuple[type[Report], ...] = ()
     files: str = ""
     alone: bool = False
     fresh: bool = False
@@ -76,7 +77,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
         4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
-        report=FOLD_FILE,
+        report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
         8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
@@ -86,8 +87,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
     ),
     "lower": StepKind(
-        8, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
-        report=LOWERING_FILE, optimizer="onnxruntime",
+        9, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
@@ -101,7 +102,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "measure": StepKind(
         8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=Latency.FILE,
-        typed=(Latency,), alone=True, fresh=True,
+        typed=(Latency,), optional=(Layers,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=ChampionComparison.FILE,

@@ -9,8 +9,8 @@ from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.backends.base import PartsRunner
 from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
+from engineworks.model.fold.report import FoldReport
 from engineworks.plan.documents import Documents
-from engineworks.plan.kinds import FOLD_FILE
 from engineworks.recipe.computation import WORTHWHILE_NODES, Computation, computation
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.targets import NamedTarget
@@ -28,9 +28,8 @@ def known_uses(documents: Documents, store: Store) -> Uses | None:
 
 def stored_uses(store: Store, fold: str) -> Uses | None:
     """Return the same by the key of the fold step."""
-    report = store.peek_json(fold, FOLD_FILE)
-    uses: Uses | None = report["inventory"]["uses"] if report else None
-    return uses
+    report = store.peek_report(fold, FoldReport)
+    return report.inventory.uses if report else None
 
 
 def note_unsupported(store: Store, build: str, key: str, message: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import FileDigests
+from engineworks.model.lower.report import Lowering
 from engineworks.plan.decoder_documents import documents_of
-from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
 from engineworks.recipe.load import LoadedRecipe
@@ -47,6 +47,6 @@ def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "lower" else None
         if artifact is not None:
-            report = artifact.read_json(LOWERING_FILE)
-            notes += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
+            report = artifact.read(Lowering)
+            notes += [f"{report.precision}: {note}" for note in report.notes]
     return tuple(dict.fromkeys(notes))

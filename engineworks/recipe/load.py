@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -153,7 +154,7 @@ def _read(path: Path, data_roots: Sequence[Path] = ()) -> _Read:
     for companion in (path.parent / DEFAULTS_FILE, path.parent / TARGETS_FILE):
         refuse_outside(companion, data_roots)
     defaults = path.parent / DEFAULTS_FILE
-    if defaults.is_file():
+    if os.path.lexists(defaults):  # a pipe or a broken link of this name is no missing file
         node = merge(node, read_yaml(defaults, _shown(defaults)))
     problems = list(_refuse_nameless_mixtures(node))
     if is_decoder(node):
@@ -217,7 +218,7 @@ def _shown(path: Path) -> str:
 def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target] | None:
     """The targets; None if the file is wrong, with the reasons added to `problems`."""
     path = folder / TARGETS_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return DEFAULT_TARGETS
     shown = _shown(path)
     try:

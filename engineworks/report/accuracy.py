@@ -37,7 +37,13 @@ def accuracy_section(result: BuildResult, background: Background) -> Section | N
     return Section(
         "accuracy",
         "Accuracy",
-        blocks_of(_metric(compared), _slices(compared), _outputs(compared), _shapes(compared, background)),
+        blocks_of(
+            _metric(compared),
+            _slices(compared),
+            _outputs(compared),
+            _shapes(compared, background),
+            Text("Limits that follow from these figures: engineworks limits RECIPE-FILE", tone="muted"),
+        ),
     )
 
 

@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.builds.blame_result import Blame
+from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Text, blocks_of, table
+
+FAILED = ("fail", "failed")
+
+MOST_NAMED = 3
+"""Maximum number of commands that the section lists."""
 
 TONES = {"engine": "fail", "lowered": "fail", "nothing": "pass", "unknown": "unmeasured"}
 
 
-def blame_section(background: Background) -> Section | None:
-    blocks = blocks_of(block for blame in background.blames.values() for block in _blocks(blame))
+def blame_section(result: BuildResult, background: Background) -> Section | None:
+    found = (block for blame in background.blames.values() for block in _blocks(blame))
+    blocks = blocks_of([*found, *_not_searched(result, background)])
     return Section("blame", "Where the failures come from", blocks, brief="Blame") if blocks else None
+
+
+def _not_searched(result: BuildResult, background: Background) -> Iterator[Block]:
+    """How to find the nodes of failures that nobody has searched for."""
+    failed = [
+        e.id for e in result.engines
+        if e.verdict in FAILED and "build" in e.keys and not (e.accuracy and e.accuracy.decoder)
+    ]  # fmt: skip
+    if left := [name for name in failed if name not in background.blames]:
+        commands = ", ".join(f"engineworks blame {name}" for name in left[:MOST_NAMED])
+        yield Text(f"To find the nodes that a failure comes from: {commands}.", tone="muted")
 
 
 def _blocks(blame: Blame) -> Iterator[Block | None]:

@@ -16,7 +16,6 @@ from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import StoreError, TrackingError
 from engineworks.measure.layers import Layers
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
@@ -99,7 +98,7 @@ def _champion_layers(
         champion = champions.get(engine.id)
         own = runs[engine.id].run_id if engine.id in runs else ""
         if engine.layers and champion and champion.point and champion.point.run != own:
-            recorded = read_json(tracking, champion.point.run, LAYERS_FILE)
+            recorded = read_json(tracking, champion.point.run, Layers.FILE)
             if recorded:
                 yield engine.id, Layers.from_json(recorded)
 

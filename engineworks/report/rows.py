@@ -129,5 +129,5 @@ def rows(result: BuildResult) -> list[Row]:
 
 def notes_of(result: BuildResult) -> list[str]:
     """The build's warnings without those that the calibration section shows."""
-    shown = {message for health in result.calibration for message in health.warnings}
+    shown = {message for health in result.calibration for message in health.report.warnings}
     return [message for message in result.warnings if message not in shown]

@@ -25,7 +25,7 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
     """plots: with the plots and the files within the page, which only HTML shows."""
     every = [
         verdict_section(result, files=plots),
-        blame_section(background),
+        blame_section(result, background),
         changes_section(result, background),
         Section(
             "frameworks", "Next to other frameworks", tuple(comparison_tables(result.comparison)), brief="Frameworks"

@@ -77,7 +77,7 @@ def _row(name: str, report: Mapping[str, Any]) -> list[Cell]:
     answers, load = report["answers"].values(), report.get("load") or {}
     found = load.get("rate", load.get("completed_per_s"))
     return [
-        Cell(name, code=True), Cell(str(report["backend"])), number(report["ready_s"], 2),
+        Cell(name, code=True), Cell(report.get("backend", "")), number(report.get("ready_s"), 2),
         number(sum(a["requests"] for a in answers), 0), number(sum(a["equal"] for a in answers), 0), number(found, 0),
         number(load.get("latency_ms_p50"), 2), number(load.get("latency_ms_p99"), 2), number(load.get("errors"), 0),
     ]  # fmt: skip

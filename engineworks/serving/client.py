@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.errors import InputError, RunError
-from engineworks.serving.triton_log import reason
+from engineworks.serving.triton_log import LATE, UNREACHABLE, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,14 +102,16 @@ class Client:
         """
         start = time.monotonic()
         with self._errors(f"'{model}' does not become ready"):
-            if config is None:
-                self._client.load_model(model)
-            else:
-                self._client.load_model(model, config=json.dumps(config))
+            text = None if config is None else json.dumps(config)
+            self._client.load_model(model, config=text, **self._within())
             ready = self._client.is_model_ready(model)
         if not ready:
             raise RunError(f"'{model}' does not become ready: the server gave no reason")
         return time.monotonic() - start
+
+    def _within(self) -> dict[str, float]:
+        """Return the time limit of a call by gRPC; by HTTP the connection has it."""
+        return {"client_timeout": LOAD_S} if self.protocol == "grpc" else {}
 
     def has_backend(self, name: str) -> bool:
         """Ask the server whether it has a backend, by a model that it cannot load."""
@@ -124,7 +126,7 @@ class Client:
     def unload(self, model: str) -> None:
         """Unload a model and wait until it is gone. Raises `RunError`."""
         with self._errors(f"'{model}' cannot be unloaded"):
-            self._client.unload_model(model)
+            self._client.unload_model(model, **self._within())
             end = time.monotonic() + LOAD_S
             while any(entry.get("reason") != "unloaded" for entry in self._entries(model)):
                 if time.monotonic() > end:
@@ -148,7 +150,7 @@ class Client:
 
     def metadata(self) -> dict[str, Any]:
         """Return the server's name, version and extensions. Raises `RunError`."""
-        with self._errors("the server does not say who it is"):
+        with self._errors("the server does not answer"):
             return dict(self._json(self._client.get_server_metadata))
 
     def require_loading(self) -> dict[str, Any]:
@@ -177,6 +179,11 @@ class Client:
         try:
             yield
         except self._error as error:
-            raise RunError(f"{what}: {reason(str(error.message()))}", log=str(error)) from None
+            why = reason(str(error.message()))
+            if why == LATE:
+                why = f"not within {LOAD_S:g} s"
+            elif away := UNREACHABLE.match(why):
+                why = f"{self.address} is not reachable: {away[1]}"
+            raise RunError(f"{what}: {why}", log=str(error)) from None
         except OSError as error:  # HTTP: refused, reset, timed out
             raise RunError(f"{what}: {self.address} is not reachable: {error.strerror or error}") from None

@@ -17,6 +17,15 @@ _OUR_CLASS = re.compile(r"^(?:TrustError|RunError|TargetError|InputError|TritonM
 _SEVERITY = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\]\s*"?(.*?)"?$')
 """An error line of the log: date, time, thread, source line, message."""
 
+_OTHER = re.compile(r"^[EIW]\d{4} |^[+|]")
+"""A line that Triton logs, or one of its tables."""
+
+UNREACHABLE = re.compile(r"^failed to connect to all addresses; .*: (.+)$")
+"""gRPC's words, of which the last say why."""
+
+LATE = "Deadline Exceeded"
+"""gRPC's words for a call that took longer than it may."""
+
 
 def reason(message: str) -> str:
     """Return the reason in an error message of Triton; of a traceback the error that ended it."""
@@ -27,8 +36,10 @@ def reason(message: str) -> str:
 
 
 def last_error(log: str) -> str:
-    """Return the reason in the last error line of a server's log, '' without any."""
-    lines = log.splitlines()
-    found = [match[1] for line in lines if (match := _SEVERITY.match(line))]
+    """Return the reason in the last error line of a server's log; without one, the last line that is not Triton's
+    own, such as the loader's or a shell's; '' without any."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    found = [line for line in lines if not _OTHER.match(line)][-1:]
+    found += [match[1] for line in lines if (match := _SEVERITY.match(line))]
     found += [line for line in lines if line.startswith(("error:", "tritonserver:", "Usage:"))]
     return reason(found[-1]) if found else ""

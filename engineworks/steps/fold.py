@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.plan.kinds import FOLD_FILE
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.step_job import StepJob
@@ -23,6 +22,6 @@ def run(job: StepJob) -> None:
         minimum_opset=job.params["minimum_opset"],
         feeds=list(samples.batches([s for s in sizes if s])),
     )
-    for strategy, why in report.fallbacks:
-        job.say(f"folding by {strategy} was given up: {why}")
-    job.write_json(FOLD_FILE, report.to_json())
+    for fallback in report.fallbacks:
+        job.say(f"folding by {fallback.strategy} was given up: {fallback.why}")
+    job.write(report)

@@ -14,7 +14,6 @@ from engineworks.host.child import run_in_child
 from engineworks.measure.layers import Layer, Layers
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import MODEL_FILE, load_model
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
@@ -61,23 +60,28 @@ def write_layers(job: StepJob, run_ms: float) -> None:
     limit_s = time_limit_s(read_sidecar(job.inputs["build"])["bytes"] / 2**20, runs, run_ms)
     try:
         if job.params["target"]["compute_capability"]:
-            layers = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.say)
+            answer = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.say)
+            layers = Layers.from_json({k: v for k, v in answer.items() if k != "memory_mib_peak"})
         else:
-            layers = main(payload)
+            layers = _timed(payload)
     except EngineworksError as error:
-        layers = Layers(shape, why=error.message).to_json()
-    job.write_json(LAYERS_FILE, {k: v for k, v in layers.items() if k != "memory_mib_peak"})
+        layers = Layers(shape, why=error.message)
+    job.write(layers)
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Time the layers and return them as JSON (`Layers`). Raises `RunError`."""
+    """Time the layers in this child process and return them as JSON. Raises `RunError`."""
+    return _timed(payload).to_json()
+
+
+def _timed(payload: Mapping[str, Any]) -> Layers:
     specs = tuple(spec_from_json(s) for s in payload["inputs"])
     feeds = feeds_at(specs, samples_from_json(payload["data"], payload["samples"]), payload["dims"])
     cache = Path(payload["cache"]) if payload.get("cache") else None  # `measure` has filled it at this shape
     with verified_engine(Path(payload["build"])) as engine:
         source, timed = time_layers(engine, payload["target"], feeds, payload["runs"], cache)
     layers = tuple(mapped(timed, Path(payload["lower"]) / MODEL_FILE))
-    return Layers(payload["shape"], payload["runs"], source, layers).to_json()
+    return Layers(payload["shape"], payload["runs"], source, layers)
 
 
 def mapped(timed: Sequence[TimedLayer], lowered: Path) -> Iterator[Layer]:

@@ -11,14 +11,14 @@ from engineworks.engines.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.double import double_to_float
-from engineworks.model.lower.half.graph import FORMATS, HalfType, infer_types, split_model
+from engineworks.model.lower.half.graph import FORMATS, infer_types, split_model
 from engineworks.model.lower.half.half import lower_half
 from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not_quantized
 from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
+from engineworks.model.lower.report import HalfType, Lowering
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
-from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.recipe import AS_IS
 from engineworks.recipe.samples import samples_from_json
@@ -59,7 +59,7 @@ def _as_is(job: StepJob) -> None:
     checked = check_as_is(model, job.id)
     save_model(model, job.out / MODEL_FILE)
     job.say(f"as it is: {checked.quantize_nodes} QuantizeLinear, {checked.dequantize_nodes} DequantizeLinear")
-    job.write_json(LOWERING_FILE, {"precision": AS_IS, **checked.to_json()})
+    job.write(Lowering(AS_IS, as_is=checked))
 
 
 def _float(job: StepJob, samples: SamplesOf) -> None:
@@ -68,7 +68,7 @@ def _float(job: StepJob, samples: SamplesOf) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
     if unquantized == "fp32":
         save_model(model, job.out / MODEL_FILE)
-        job.write_json(LOWERING_FILE, {"precision": precision})
+        job.write(Lowering(precision))
         return
     dtype = _DTYPES[unquantized]
     single, double = double_to_float(name_nodes(model))
@@ -78,8 +78,8 @@ def _float(job: StepJob, samples: SamplesOf) -> None:
     if not report.converted and not _computes_in(lowered, dtype):
         raise _nothing_lowered(job, kept)
     save_model(lowered, job.out / MODEL_FILE)
-    notes = list(fp32_in_vain(model.graph.node, job.params.get("fp32", ()), report.kept))
-    job.write_json(LOWERING_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
+    notes = tuple(fp32_in_vain(model.graph.node, job.params.get("fp32", ()), report.kept))
+    job.write(Lowering(precision, unquantized, kept=kept, half=report, notes=notes))
 
 
 def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
@@ -114,30 +114,25 @@ def _quantized(job: StepJob, samples: SamplesOf) -> None:
             named = {k.name: k.reason for k in quantized.kept_nodes if k.named == name}
             raise _nothing_lowered(job, named or kept, name)
     job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {unquantized}")
-    report: dict[str, object] = {
-        "precision": job.params["precision"], "unquantized": unquantized,
-        "formats": dict(quantized.formats), "kept": kept,
-    }  # fmt: skip
-    lowered = quantized.model
+    lowered, half = quantized.model, None
     if unquantized != "fp32":
         lowered, half = halve_unquantized(
             lowered, model, _DTYPES[unquantized], samples(job, model), keep=fp32, source=source
         )
-        report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
-    halves = half.kept if unquantized != "fp32" else {}
-    job.write_json(LOWERING_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
+    notes = _notes(job, source, quantized, half.kept if half else ())
+    job.write(Lowering(job.params["precision"], unquantized, quantized.formats, kept, half, notes=notes))
 
 
-def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> list[str]:
+def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> tuple[str, ...]:
     """Return notes on what the recipe names to no effect. halves: nodes that stay fp32 within fp16 or bf16."""
     nodes = source.graph.node
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
     notes = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
     if job.params["unquantized"] == "fp32":
-        return notes
-    return [*notes, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
+        return tuple(notes)
+    return (*notes, *fp32_in_vain(nodes, fp32, {*left_out, *halves}))
 
 
 def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:

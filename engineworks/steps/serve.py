@@ -19,6 +19,7 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.slopes import slopes
 from engineworks.package.draft import write_draft
 from engineworks.package.package import PackagedEngine, write_models
+from engineworks.package.triton_engines import model_name
 from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
@@ -59,34 +60,43 @@ SEARCH_FROM = 50.0
 
 def run(job: StepJob) -> None:
     """Write `serving.json`: server, backend, ready_s, start_s; `answers` by way (http, grpc, clients), `spread`,
-    `metric`, `refusals`, `load` and `reload`, each as `engineworks.serving` returns it."""
+    `metric`, `refusals`, `load` and `reload`, each as `engineworks.serving` returns it.
+
+    A running server without a repository here is asked for the model that it has under the package's name: no
+    backend, ready_s and reload then.
+    """
     server = find_server()
     if server is None:
         raise RunError(NO_SERVER)
     samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    settings = PackageSettings.from_json(job.params["package"])
     with tempfile.TemporaryDirectory(prefix="engineworks-serve-") as folder:
         engine = _packaged(job, Path(folder))
-        settings = PackageSettings.from_json(job.params["package"])
-        if isinstance(server, RunningServer):
-            if server.repository is None:
-                raise RunError("the running Triton server has no repository here", hint="add '&repository=FOLDER'")
-            repository = server.repository
-        else:
-            repository = Path(folder) / "models"
-        write = Path(folder) / "package"
-        (model,) = write_models(settings, samples, [engine], write, available_backends(server))
-        repository.mkdir(exist_ok=True)
-        place = repository / model.name
-        if place.exists():
-            raise RunError(
-                f"{repository}: holds a model '{model.name}' already", hint="take it out, or serve elsewhere"
+        repository = server.repository if isinstance(server, RunningServer) else Path(folder) / "models"
+        if repository is None:
+            assert isinstance(server, RunningServer)
+            model = model_name(settings.model, engine.passport)
+            job.write_json(
+                SERVING_FILE, _serve(job, addresses_of(server), None, model, samples, settings, placed=False)
             )
-        model.rename(place)
+            return
+        (written,) = write_models(settings, samples, [engine], Path(folder) / "package", available_backends(server))
+        place = _placed(written, repository)
         try:
             job.write_json(SERVING_FILE, _on_server(job, server, repository, place.name, samples, settings))
         finally:
             if isinstance(server, RunningServer):
                 _take_away(server, place)
+
+
+def _placed(written: Path, repository: Path) -> Path:
+    """Move a model into a repository. Raises `RunError` where another one has its place."""
+    repository.mkdir(exist_ok=True)
+    place = repository / written.name
+    if place.exists():
+        raise RunError(f"{repository}: holds a model '{place.name}' already", hint="take it out, or serve elsewhere")
+    shutil.move(written, place)
+    return place
 
 
 def _on_server(
@@ -104,8 +114,9 @@ def _on_server(
 
 def _serve(
     job: StepJob, addresses: Addresses, process: StartedServer | None, model: str, samples: SampleFile,
-    settings: PackageSettings,
+    settings: PackageSettings, *, placed: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
+    """placed: whether the package is in the server's repository, to be loaded."""
     params = job.params
     session = load_engine(job.inputs["build"], params["target"], serving=serving_from_json(params["serving"]))
     try:
@@ -113,9 +124,7 @@ def _serve(
         smallest = max(1, min(params["batches"]))
         single = questions(session, [f for f, _ in zip(samples.batches([smallest]), range(SINGLE), strict=False)])
         with Client(addresses.grpc, "grpc") as client:
-            report: dict[str, Any] = {"server": client.require_loading(), "model": model, "ready_s": client.load(model)}
-            job.say(f"ready after {report['ready_s']:.2f} s")
-            report["backend"] = client.config(model).get("backend")
+            report = _loaded(job, client, model) if placed else _found(job, client, model, settings)
             if _measured(settings) or job.params.get("sweep"):
                 report["batching"] = _sweep(job, client, addresses, model, single, settings)
             if _measured(settings):
@@ -133,6 +142,25 @@ def _serve(
         return report
     finally:
         session.close()
+
+
+def _loaded(job: StepJob, client: Client, model: str) -> dict[str, Any]:
+    report = {"server": client.require_loading(), "model": model, "ready_s": client.load(model)}
+    job.say(f"ready after {report['ready_s']:.2f} s")
+    return {**report, "backend": client.config(model).get("backend")}
+
+
+def _found(job: StepJob, client: Client, model: str, settings: PackageSettings) -> dict[str, Any]:
+    """Look for a model on a server that loads none for us. Raises `RunError` where that does not suffice."""
+    server = client.metadata()
+    if not client.ready(model):
+        raise RunError(
+            f"the server at {client.address} has no model '{model}'",
+            hint="load the package there, or add '&repository=FOLDER' to ENGINEWORKS_TRITON",
+        )
+    if _measured(settings) or job.params.get("sweep") or job.params.get("cold"):
+        raise RunError("loads are measured in a server's repository", hint="add '&repository=FOLDER'")
+    return {"server": server, "model": model}
 
 
 def _answers(

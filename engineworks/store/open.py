@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from engineworks.settings import Settings
@@ -16,6 +17,6 @@ def open_store(settings: Settings) -> Store:
     Raises `StoreError` for a URL that fsspec does not know.
     """
     if "://" not in settings.store:
-        return Store(Path(settings.store).expanduser().resolve())
+        return Store(Path(os.path.realpath(Path(settings.store).expanduser())))
     remote = RemoteStore(settings.store)
     return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)

@@ -28,7 +28,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.atomic_write import write_atomically
 from engineworks.host.file_digests import digest_file
 from engineworks.host.lock import is_locked, locked
-from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
+from engineworks.store.artifact import MANIFEST, Artifact, R, read_manifest
 from engineworks.store.clock import Published, now
 from engineworks.store.json_files import read_json_file
 
@@ -81,12 +81,12 @@ class Store:
                 say(f"stored {step}{key[:12]} is damaged ({why}): {self.AGAIN}")
         return self._fetch(key, say)
 
-    def peek_json(self, key: str, name: str) -> Any | None:
-        """Read a JSON file of a local artifact, unchecked and without fetching: for what `plan` knows only if it is
-        here."""
+    def peek_report(self, key: str, kind: type[R]) -> R | None:
+        """Read a report of a local artifact, without its digest and without fetching: for what `plan` knows only if it
+        is here."""
         try:
-            return read_json_file(self.place(key) / name)
-        except (OSError, ValueError):
+            return kind.read(self.place(key))
+        except StoreError:
             return None
 
     def require(self, key: str) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import tempfile
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery, quoted
 from engineworks.tracking.reader import ModelRecord, VersionRecord
-from engineworks.tracking.records import RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
+from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -84,6 +85,21 @@ class Connection:
                 params=[Param(name, value) for name, value in batch.params.items()],
                 tags=[RunTag(name, value) for name, value in batch.tags.items()],
             )
+            if datasets := batch.tags.get(DATASETS):
+                self._log_datasets(run_id, json.loads(datasets))
+
+    def _log_datasets(self, run_id: str, datasets: list[dict[str, str]]) -> None:
+        """Record data as inputs of the run, which MLflow shows in its column Dataset."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(d["name"], d["digest"], "local", json.dumps({"uri": d["uri"]})),
+                [InputTag("mlflow.data.context", d["role"])],
+            )
+            for d in datasets
+        ]
+        self.client.log_inputs(run_id, inputs)
 
     def _log_artifacts(self, run_id: str, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
         if not texts and not files:

@@ -21,7 +21,7 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.plan.steps import Step
 from engineworks.store.store import Store
-from tests.typed_reports import accuracy, sidecar
+from tests.typed_reports import accuracy, fold_json, sidecar
 
 
 def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **unkeyed: Any) -> Step:
@@ -33,7 +33,7 @@ def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **u
 def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The module of the step is one of the test's own, in the children too."""
     (tmp_path / "fake_step.py").write_text(
-        f"SIDECAR = {json.dumps(sidecar().to_json())!r}"
+        f"REPORTS = {{'build': ('engine.json', {json.dumps(sidecar().to_json())!r}), 'fold': ('fold.json', {fold_json({})!r})}}"
         """
 import hashlib, os, sys, time
 from pathlib import Path
@@ -58,10 +58,12 @@ def main(payload):
     if act == "hang":
         time.sleep(60)
     (out / "half.txt").write_text("whole")
-    if payload["kind"] == "build":
-        (out / "engine.json").write_text(SIDECAR)
-        return {"reports": {"engine.json": hashlib.sha256(SIDECAR.encode()).hexdigest()}}
-    return {"reports": {"half.txt": "0" * 64} if act == "forged" else {}}
+    digests = {"half.txt": "0" * 64} if act == "forged" else {}
+    if payload["kind"] in REPORTS:
+        name, text = REPORTS[payload["kind"]]
+        (out / name).write_text(text)
+        digests[name] = hashlib.sha256(text.encode()).hexdigest()
+    return {"reports": digests}
 """,
         encoding="utf-8",
     )

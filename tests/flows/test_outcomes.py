@@ -80,7 +80,7 @@ def failing_night() -> tuple[Callable[..., Any], Mapping[str, Any]]:
     ("failing", "words"),
     [
         (failing_release, "tiny/int8/cpu: fail: there is no champion-cpu-int8"),
-        (failing_build, "tiny/int8/cpu: fail"),
+        (failing_build, "tiny/int8/cpu: fail: logits: cosine similarity"),
         (failing_night, "tiny/int8/cpu: fail ·"),
     ],
 )

@@ -56,3 +56,10 @@ def test_equal_outputs_give_a_limit_that_rounding_meets() -> None:
 def test_nothing_measured_suggests_nothing() -> None:
     assert suggest_limits("int8", [], {"cosine": 0.9}) == []
     assert suggest_limits("int8", [evidence(None)], {}) == []
+
+
+def test_a_ruined_engine_gives_no_limit_and_a_looser_limit_is_marked() -> None:
+    assert "its metric is 0.1 of fp32's" in evidence(0.9, whole(0.1)).ruined
+    assert evidence(0.9, whole(0.9)).ruined == ""
+    cosine, ratio = suggest_limits("int8", [evidence(0.99, whole(0.9))], {"cosine": 0.999, "metric_ratio": 0.5})
+    assert (cosine.reason.endswith("; looser than now"), ratio.reason.endswith("; looser than now")) == (True, False)

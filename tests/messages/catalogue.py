@@ -87,6 +87,7 @@ FILE_CASES = (
     Case("no such recipe", ("validate", "recipes/none.yaml")),
     Case("a folder for a recipe", ("validate", "recipes")),
     Case("a named pipe for a recipe", ("validate", "recipes/pipe.yaml"), lambda: os.mkfifo("recipes/pipe.yaml")),
+    Case("a named pipe for the defaults", VALIDATE, lambda: os.mkfifo("recipes/_defaults.yaml")),
     Case("a device for a recipe", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/dev/zero")),
     Case("a link out of the repository", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "/etc/passwd")),
     Case("a loop of links", ("validate", "recipes/link.yaml"), linked("recipes/link.yaml", "link.yaml")),

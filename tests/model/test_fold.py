@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.errors import FoldError, ModelError, SamplesError
 from engineworks.model import onnx_files
 from engineworks.model.fold import fold, folding, large_constants
-from engineworks.model.fold.fold import FoldReport, fold_model
+from engineworks.model.fold.fold import fold_model
 from engineworks.model.fold.folding import Strategy
+from engineworks.model.fold.report import Fallback, FoldReport
 from engineworks.tensors import TensorSpec
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -138,7 +139,7 @@ def test_constants_are_folded_and_the_report_says_so(tmp_path: Path, constants: 
     assert (report.strategy, report.fallbacks, report.samples) == ("polygraphy", (), 1)
     assert (report.nodes_before, report.nodes_after, report.opset_from, report.opset_to) == (3, 1, 17, 17)
     assert report.max_abs == {"y": 0.0}
-    assert report.to_json()["inventory"]["operators"] == {"Mul": 1}  # type: ignore[index]
+    assert report.to_json()["inventory"]["operators"] == {"Mul": 1}
 
 
 def test_float_attributes_of_constants_stay_float32(tmp_path: Path, constants: onnx.ModelProto) -> None:
@@ -461,7 +462,8 @@ def test_random_numbers_are_refused(tmp_path: Path) -> None:
 def test_polygraphys_broken_branches_are_found_and_said(tmp_path: Path, known_branch: onnx.ModelProto) -> None:
     folded = Folded(tmp_path, known_branch)
     assert folded.report.strategy == "graphsurgeon, branches by us"
-    [(name, why)] = folded.report.fallbacks
+    [fallback] = folded.report.fallbacks
+    name, why = fallback.strategy, fallback.why
     assert name == "polygraphy"
     assert "checker" in why
     assert "'q'" in why
@@ -532,7 +534,7 @@ def test_what_graphsurgeon_can_not_read_is_still_cleaned_and_the_reasons_name_no
     report = Folded(tmp_path, model).report
     assert report.strategy == "clean-up only"
     assert len(report.fallbacks) == len(folding.STRATEGIES) - 1
-    for _, why in report.fallbacks:
+    for why in (fallback.why for fallback in report.fallbacks):
         assert "Constant_0 has no data attributes" in why
         assert "/" not in why
 
@@ -562,9 +564,9 @@ def test_a_fold_that_changes_values_is_passed_over(
     monkeypatch.setattr(fold, "STRATEGIES", [*bad, *folding.STRATEGIES])
     report = Folded(tmp_path, constants).report
     assert report.strategy == "polygraphy"
-    assert report.fallbacks[0] == ("crashing", "IndexError: lost node 2")
-    assert report.fallbacks[1][1].startswith("output 'y' differs by 0.0257139 where it is 15.4286, allowed are")
-    assert report.to_json()["fallbacks"][0] == {"strategy": "crashing", "why": "IndexError: lost node 2"}  # type: ignore[index]
+    assert report.fallbacks[0] == Fallback("crashing", "IndexError: lost node 2")
+    assert report.fallbacks[1].why.startswith("output 'y' differs by 0.0257139 where it is 15.4286, allowed are")
+    assert report.to_json()["fallbacks"][0] == {"strategy": "crashing", "why": "IndexError: lost node 2"}
 
 
 def test_if_no_way_is_right_the_error_names_output_and_figure_and_nothing_is_written(

@@ -18,8 +18,8 @@ from engineworks.errors import LoweringError, SamplesError
 from engineworks.model.lower.half.convert import to_half
 from engineworks.model.lower.half.graph import FORMATS
 from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.limits import HalfLimits
 from engineworks.model.lower.half.prove import cosine, prove, reference_outputs
-from engineworks.model.lower.half.report import HalfLimits
 from engineworks.model.lower.half.run import Bench
 
 F32 = TensorProto.FLOAT

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
-from engineworks.model.fold.fold import FoldReport, fold_model
+from engineworks.model.fold.fold import fold_model
 from engineworks.model.fold.repeatable import check_repeatable
+from engineworks.model.fold.report import FoldReport
 from engineworks.tensors import TensorSpec
 
 node = helper.make_node

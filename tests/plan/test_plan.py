@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import free_height, tiny_model
+from typed_reports import fold_json
 
 from engineworks.errors import TargetError
 from engineworks.fingerprint import digest_of
@@ -338,7 +339,7 @@ def folded(repository: Path, uses: dict[str, list[str]]) -> Store:
     store, first = Store(repository / "artifacts" / "store"), plan(repository)
     fold = next(s for s in first.steps.values() if s.kind == "fold")
     with store.writing(fold.key, fold.document, fold.id) as writing:
-        (writing.folder / "fold.json").write_text(json.dumps({"inventory": {"uses": uses}}))
+        (writing.folder / "fold.json").write_text(fold_json(uses))
     return store
 
 

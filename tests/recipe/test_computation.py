@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typed_reports import fold_json
 
 from engineworks.errors import TargetError
 from engineworks.host.file_digests import FileDigests
@@ -124,7 +125,7 @@ def test_operators_are_known_once_the_model_was_folded(on_turing: Path) -> None:
     fold = next(s for s in first.steps.values() if s.kind == "fold")
     store = Store(on_turing / "artifacts" / "store")
     with store.writing(fold.key, fold.document, fold.id) as writing:
-        (writing.folder / "fold.json").write_text('{"inventory": {"uses": {"Conv": ["conv"], "Relu": ["relu"]}}}')
+        (writing.folder / "fold.json").write_text(fold_json({"Conv": ["conv"], "Relu": ["relu"]}))
     assert [e.id for e in plan(on_turing).engines] == ["tiny/fp32/rtx20", "tiny/int8/rtx20"]
 
 
@@ -144,6 +145,6 @@ def test_convolutions_that_are_kept_are_no_reason_to_refuse(
     fold = next(s for s in plan(repository).steps.values() if s.kind == "fold")
     store = Store(repository / "artifacts" / "store")
     with store.writing(fold.key, fold.document, fold.id) as writing:
-        (writing.folder / "fold.json").write_text('{"inventory": {"uses": {"Conv": ["conv"], "Gemm": ["classifier"]}}}')
+        (writing.folder / "fold.json").write_text(fold_json({"Conv": ["conv"], "Gemm": ["classifier"]}))
     found = [r.id for r in plan(repository).refused]
     assert found == (["tiny/int8/rtx40"] if refused else [])

@@ -143,6 +143,24 @@ def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
 
 
+def test_a_running_server_is_asked_for_the_model_that_it_has(
+    built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, models: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with started(server, models) as process, Client(process.addresses.grpc, "grpc") as client:
+        client.load("tiny-int8-cpu")
+        _, _, port = process.addresses.grpc.rpartition(":")
+        monkeypatch.setenv("ENGINEWORKS_TRITON", f"http://{process.addresses.http}?grpc={port}")
+        step.run(step_of(built, out))
+        assert client.ready("tiny-int8-cpu")
+    report = json.loads((out / "serving.json").read_text())
+    assert all(report["answers"][way]["equal"] == report["answers"][way]["requests"] > 0 for way in ("http", "grpc"))
+    assert not report["answers"]["4 clients"]["errors"]
+    assert all(one["refused"] and one["right_after"] for one in report["refusals"])
+    assert "reload" not in report
+
+
 def test_the_batcher_is_measured_and_the_recommendation_is_packaged_and_served(
     built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from report_example import HOSTILE, NOW, example
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.step_facts import StepFact, step_fact_from_json
 from engineworks.report.background import Before, Point
+from engineworks.report.blame import blame_section
 from engineworks.report.graph import graph_svg
 from engineworks.report.page import render_html
 from engineworks.report.sections import sections
@@ -207,3 +208,14 @@ def test_the_page_says_where_failures_come_from_and_where_the_time_goes(markdown
     assert "p1 (MatMul)" in markdown
     assert "2 of 4 products run a kernel without tensor cores, 0.02 ms" in markdown
     assert "only one class" in markdown
+
+
+def test_the_page_names_the_commands_that_find_nodes_and_suggest_limits(markdown: str) -> None:
+    assert "engineworks limits RECIPE-FILE" in markdown
+    result, background = example()
+    result = replace(result, engines=tuple(replace(e, keys={"build": "a"}) for e in result.engines))
+    section = blame_section(result, replace(background, blames={}))
+    failing = [e.id for e in result.engines if e.verdict in ("fail", "failed")]
+    assert failing
+    assert section is not None
+    assert all(f"engineworks blame {name}" in str(section.blocks) for name in failing)

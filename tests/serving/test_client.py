@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_a_server_that_ends_in_the_middle_is_one_sentence() -> None:
 
 
 def test_a_server_that_is_not_there_is_an_error_in_one_sentence() -> None:
-    with pytest.raises(RunError, match="the server does not say who it is: ") as error:
+    with pytest.raises(RunError) as error:
         available_backends(RunningServer("", "127.0.0.1:1"))
-    assert "\n" not in str(error.value)
+    why = "127.0.0.1:1 is not reachable: Connection refused"
+    assert error.value.message == f"the server does not answer: {why}"
+
+
+def test_a_model_that_never_becomes_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = Event()
+
+    class Stuck(FakeServer):
+        def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+            given_up.wait()
+            return super().RepositoryModelLoad(request, context)
+
+    monkeypatch.setattr("engineworks.serving.client.LOAD_S", 0.1)
+    with serve(Stuck({"net": double})) as address, Client(address, "grpc") as client:
+        with pytest.raises(RunError, match=r"^'net' does not become ready: not within 0\.1 s$"):
+            client.load("net")
+        given_up.set()

@@ -36,3 +36,6 @@ def test_the_last_error_of_a_log() -> None:
     log = 'I1130 03:25:26.593529 11536 model.cc:839] "loaded"\nE1130 03:25:27.1 11536 http.cc:1] "failed to bind"\n'
     assert last_error(log) == "failed to bind"
     assert last_error("I1130 03:25:26.5 1 a.cc:1] x") == ""
+    missing = "bin/tritonserver: error while loading shared libraries: libb64.so.0d: cannot open shared object file"
+    assert last_error(f"{missing}\n\n") == missing
+    assert last_error(f"{log}Segmentation fault\n") == "failed to bind"

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.calibrate.trust import digest_model
+from engineworks.model.lower.report import Lowering
 from engineworks.recipe.recipe import FORMATS
 from engineworks.steps.calibrate import run as calibrate
 from engineworks.steps.lower import proof_batch, run
@@ -105,8 +106,8 @@ def test_a_model_in_double_is_quantized_like_one_in_float32(tmp_path: Path, prec
         StepJob("tiny/calibrate", samples, inputs, {"calibration": job.unkeyed["samples"]}, tmp_path / "fold", print)
     )
     run(job)
-    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
-    assert report["formats"] == {"product": precision}
+    report = Lowering.read(tmp_path / "out")
+    assert report.formats == {"product": precision}
     lowered = onnx.load(str(tmp_path / "out" / "model.onnx"))
     assert sum(n.op_type == "DequantizeLinear" for n in lowered.graph.node) == (1 if "weights" in precision else 2)
     x = np.linspace(-1, 1, 12).reshape(6, 2)
@@ -124,10 +125,10 @@ def test_what_is_asked_as_it_is_passes_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unquantized", ["fp32", "fp16"])
 def test_the_report_says_what_became_of_which_node(tmp_path: Path, unquantized: str) -> None:
     run(job_of(tmp_path, product(FLOAT), "int8_weights", unquantized))
-    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
-    assert report["formats"] == {"product": "int8_weights"}
-    assert report["unquantized"] == unquantized
-    assert ("half" in report) == (unquantized == "fp16")
+    report = Lowering.read(tmp_path / "out")
+    assert report.formats == {"product": "int8_weights"}
+    assert report.unquantized == unquantized
+    assert (report.half is not None) == (unquantized == "fp16")
 
 
 def test_a_format_that_no_node_can_have_is_refused(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_what_is_named_in_vain_is_a_note(
 ) -> None:
     job = job_of(tmp_path, layers(), "int8_weights", unquantized)
     run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.unkeyed, job.out, job.say))
-    found = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))["notes"]
+    found = Lowering.read(tmp_path / "out").notes
     if unquantized == "fp32":  # there fp32 is what a node has anyway
         notes = [note for note in notes if not note.startswith("fp32 ")]
     assert len(found) == len(notes)
@@ -212,9 +213,9 @@ def test_nodes_that_stay_fp32_within_half_precision_may_be_named_by_operator(tmp
     job = job_of(tmp_path, layers(), "fp16")
     params = {**job.params, "fp32": ["op:Relu", "size"]}
     run(StepJob(job.id, params, job.inputs, job.unkeyed, job.out, job.say))
-    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
-    assert report["kept"]["relu"] == "asked for by 'op:Relu'"
-    assert report["notes"] == ["fp32 names 'size' (Add) without effect: nothing of it would be lowered"]
+    report = Lowering.read(tmp_path / "out")
+    assert report.kept["relu"] == "asked for by 'op:Relu'"
+    assert report.notes == ("fp32 names 'size' (Add) without effect: nothing of it would be lowered",)
 
 
 @pytest.mark.parametrize(("mib", "rows"), [(0, 8), (86, 8), (128, 8), (256, 4), (418, 2), (2700, 2)])

@@ -16,6 +16,7 @@ from conftest import tiny_model
 from engineworks.engines.backends.base import RunTimes, Serving
 from engineworks.errors import RunError
 from engineworks.host.file_digests import digest_file
+from engineworks.measure.layers import Layers
 from engineworks.steps import measure
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.step_job import StepJob
@@ -74,9 +75,9 @@ def test_on_a_cpu_every_shape_and_batch_has_its_figures(tmp_path: Path) -> None:
     assert [(p["batch"], p.get("shape")) for p in report["sweep"]] == [(1, "one"), (4, None)]
     assert report["sweep"][1]["streams"] == []
     assert report["engine_mib"] == 1.0
-    layers = json.loads((tmp_path / "out/layers.json").read_text(encoding="utf-8"))
-    assert (layers["shape"], layers["why"]) == ("bulk", "")
-    assert "conv" in {node for layer in layers["layers"] for node in layer["nodes"]}
+    layers = Layers.read(tmp_path / "out")
+    assert (layers.shape, layers.why) == ("bulk", "")
+    assert "conv" in {node for layer in layers.layers for node in layer.nodes}
     assert report["memory_total_mib"] > 100
     assert report["serving"]["cuda_graphs"] is True
     assert any("CUDA graphs" in note for note in report["notes"])

@@ -13,6 +13,7 @@ from engineworks.errors import EngineworksError, StepError, TrackingError
 from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.slices import LOST_BELOW
 from engineworks.measure.suggested_limits import Evidence, Suggestion, suggest_limits
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes
 from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
@@ -74,11 +75,14 @@ def _evidence(plan: Plan, engine: PlannedEngine, store: Store, settings: Setting
     slices = report.metric.slices if report.metric else ()
     digest = str(read_sidecar(store.require(engine.steps["build"]).path)["sha256"])
     nights = dict(_nights(engine.id, digest, settings))
-    return Evidence(engine.id, report.worst_cosine, slices[0] if slices else None, report.metric, nights)
+    evidence = Evidence(engine.id, report.worst_cosine, slices[0] if slices else None, report.metric, nights)
+    if evidence.ruined:
+        raise StepError(evidence.ruined)
+    return evidence
 
 
 def _nights(engine: str, digest: str, settings: Settings) -> Iterator[tuple[str, Sequence[float]]]:
-    """Figures of earlier runs that another engine was built in: equal bytes give equal figures."""
+    """Cosines and ratios of earlier runs that built another engine, without lost ones: equal bytes give equal ones."""
     from engineworks.tracking.records import ENGINE_DIGEST
 
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
@@ -88,7 +92,9 @@ def _nights(engine: str, digest: str, settings: Settings) -> Iterator[tuple[str,
         listener().say(f"earlier runs are unknown: {error.message}")
         runs = []
     others: dict[str, Mapping[str, float]] = {
-        run.tags[ENGINE_DIGEST]: run.metrics for run in runs if run.tags.get(ENGINE_DIGEST) not in (None, "", digest)
+        run.tags[ENGINE_DIGEST]: run.metrics
+        for run in runs
+        if run.tags.get(ENGINE_DIGEST) not in (None, "", digest) and run.metrics.get("metric_ratio", 1) >= LOST_BELOW
     }
     for name, metric in (("cosine", "worst_cosine"), ("metric_ratio", "metric_ratio")):
         yield name, [metrics[metric] for metrics in others.values() if metric in metrics]

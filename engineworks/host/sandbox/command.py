@@ -53,5 +53,5 @@ def bubblewrap(environ: Mapping[str, str], scratch: Path | None = None) -> tuple
     writable = () if scratch is None else ("--bind", str(scratch), str(scratch))
     return (
         program, "--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/", "/", "--dev-bind", "/dev",
-        "/dev", "--proc", "/proc", *writable, "--",
+        "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc", *writable, "--",
     )  # fmt: skip

@@ -54,7 +54,7 @@ class InputStatistics(Document):
     mean: float
     std: float
     nonfinite: int
-    drawn: tuple[float, ...]
+    drawn: tuple[float, ...] = ()
 
     @property
     def constant(self) -> bool:

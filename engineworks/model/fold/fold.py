@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
+from engineworks.model.equivalence import check_same_twice, compare, first_outputs, open_session
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
-from engineworks.model.fold.inventory import Inventory, inventory
+from engineworks.model.fold.inventory import inventory
 from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
+from engineworks.model.fold.report import Fallback, FoldReport
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
@@ -42,46 +43,16 @@ _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 
 
 @dataclass(frozen=True)
-class FoldReport:
-    """What was done, and how well it is proven.
-
-    strategy: the way that made the written model (`folding.STRATEGIES`). fallbacks: the ways before it that failed,
-    each with why. nodes_before, nodes_after: branches and bodies included. max_abs: largest absolute difference of
-    every output from the original's, over `samples` feeds. notes: changes to dimensions, one sentence each.
-    """
-
-    strategy: str
-    fallbacks: tuple[tuple[str, str], ...]
-    nodes_before: int
-    nodes_after: int
-    opset_from: int
-    opset_to: int
-    max_abs: Mapping[str, float]
-    samples: int
-    notes: tuple[str, ...]
-    inventory: Inventory
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            **vars(self),
-            "fallbacks": [{"strategy": name, "why": why} for name, why in self.fallbacks],
-            "max_abs": dict(self.max_abs),
-            "notes": list(self.notes),
-            "inventory": self.inventory.to_json(),
-        }
-
-
-@dataclass(frozen=True)
 class _Original:
     """The model as it came, loaded to be compared with; what the recipe declares of it; and, for the first feed, the
-    lengths of the inputs' named dimensions and the shapes of the outputs."""
+    lengths of the inputs' named dimensions and the outputs."""
 
     session: onnxruntime.InferenceSession
     feeds: Sequence[Arrays]
     inputs: Sequence[TensorSpec]
     outputs: Mapping[str, dims.Shape]
     bound: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
+    first: Arrays
 
 
 def fold_model(
@@ -154,37 +125,41 @@ def _open_original(
     feeds: Sequence[Arrays],
 ) -> _Original:
     session = open_session(reference)
-    shapes = first_shapes(session, feeds, str(source))
+    first = first_outputs(session, feeds, str(source))
     every = [
         dims.bind(inputs, {name: value.shape for name, value in feed.items()}, f"{source}: evaluation sample {index}")
         for index, feed in enumerate(feeds)
     ]
-    dims.check_output_shapes(outputs, every[0], shapes, str(source))
-    return _Original(session, feeds, inputs, outputs, every[0], shapes)
+    dims.check_output_shapes(outputs, every[0], _shapes(first), str(source))
+    return _Original(session, feeds, inputs, outputs, every[0], first)
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in arrays.items()}
 
 
 def _first_proven(
     prepared: Prepared, original: _Original, work: Path, out: Path, source: Path
-) -> tuple[str, tuple[tuple[str, str], ...], onnx.ModelProto, dict[str, float]]:
+) -> tuple[str, tuple[Fallback, ...], onnx.ModelProto, dict[str, float]]:
     """Try the strategies in turn, and put the first proven model in place."""
-    fallbacks: list[tuple[str, str]] = []
+    fallbacks: list[Fallback] = []
     for strategy in STRATEGIES:
         folder = Path(tempfile.mkdtemp(dir=work))
         path = folder / out.name
         try:
             folded, max_abs = _attempt(strategy, prepared, original, path)
         except (FoldError, ModelError) as error:
-            fallbacks.append((strategy.name, error.message.replace(f"{path}: ", "")))
+            fallbacks.append(Fallback(strategy.name, error.message.replace(f"{path}: ", "")))
             shutil.rmtree(folder)
             continue
         _move(path, out)
         return strategy.name, tuple(fallbacks), folded, max_abs
     check_same_twice(original.session, original.feeds[0], str(source))
-    name, why = fallbacks[-1]
+    last = fallbacks[-1]
     raise FoldError(
-        f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",
+        f"{source}: no way to fold gave an equal model; '{last.strategy}', the last: {last.why}",
         hint=_hint(prepared),
-        log="\n".join(f"{name}: {why}" for name, why in fallbacks),
+        log="\n".join(f"{given_up.strategy}: {given_up.why}" for given_up in fallbacks),
     )
 
 
@@ -210,13 +185,14 @@ def _attempt(
     except tool_failures() as error:
         raise FoldError(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
     folded = finish(folded, prepared)
-    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, original.shapes)
+    shapes = _shapes(original.first)
+    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, shapes)
     save_model(folded, path)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
-    max_abs = compare(original.session, open_session(path), original.feeds, original.inputs)
+    max_abs = compare(original.session, open_session(path), original.feeds, original.first, original.inputs)
     if any(True for node in folded.graph.node for _ in subgraphs(node)):
         # A branch that never runs may still not fit the recipe's lengths, and only optimizing infers its shapes.
         open_session(path, optimized=True)

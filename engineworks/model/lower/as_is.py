@@ -6,12 +6,12 @@ points other than 0, which TensorRT refuses.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.fold.node_uses import stored_type
 from engineworks.model.graphs import all_nodes, node_label
+from engineworks.model.lower.report import AsIs
 from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
 MIN_OPSET = 13
 """First opset whose DequantizeLinear has scales per channel."""
-
-
-@dataclass(frozen=True)
-class AsIs:
-    """Q/DQ nodes of the model, and the types that they store."""
-
-    quantize_nodes: int
-    dequantize_nodes: int
-    types: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def check_as_is(model: onnx.ModelProto, where: str) -> AsIs:

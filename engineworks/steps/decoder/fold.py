@@ -9,7 +9,6 @@ import numpy as np
 from engineworks.model.decoder.interface import DECODER_FILE
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE, graph_inputs, load_model
-from engineworks.plan.kinds import FOLD_FILE
 from engineworks.steps.decoder.made_feeds import example_feeds, read_decoder
 from engineworks.steps.step_job import StepJob
 
@@ -30,6 +29,6 @@ def run(job: StepJob) -> None:
         feeds=example_feeds(source / MODEL_FILE, interface, rows),
     )
     shutil.copyfile(source / DECODER_FILE, job.out / DECODER_FILE)
-    for strategy, why in report.fallbacks:
-        job.say(f"folding by {strategy} was given up: {why}")
-    job.write_json(FOLD_FILE, report.to_json())
+    for fallback in report.fallbacks:
+        job.say(f"folding by {fallback.strategy} was given up: {fallback.why}")
+    job.write(report)

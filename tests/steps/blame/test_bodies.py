@@ -16,7 +16,7 @@ from engineworks.model.graphs import all_graphs, set_nodes
 from engineworks.steps.blame.graph import Graph
 from engineworks.steps.blame.probe import Answer
 from engineworks.steps.blame.search import Found, blame_engine
-from engineworks.steps.blame.values import WORST, error_of, tolerance
+from engineworks.steps.blame.values import WORST, row_error_of, tolerance
 
 STEPS, FROM = 24, 100.0
 
@@ -37,7 +37,7 @@ class Overflowing:
         for graph in all_graphs(part.graph):
             _spoil(graph)
         got = run(part, feeds)
-        wrong = {n: min(error_of(a, wanted[n]), WORST) for n, a in got.items()}
+        wrong = {n: min(row_error_of(a, wanted[n]), WORST) for n, a in got.items()}
         if self.crashes and any(np.isnan(a).any() for a in got.values() if a.dtype.kind == "f"):
             return Answer(crash=f"a part crashed with SIGSEGV after {self.builds} s")
         return Answer(wrong)

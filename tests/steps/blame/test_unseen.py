@@ -17,10 +17,10 @@ from engineworks.model.graphs import all_graphs, set_nodes
 from engineworks.steps.blame.graph import Graph
 from engineworks.steps.blame.probe import Answer
 from engineworks.steps.blame.search import Found, blame_engine, most_builds
-from engineworks.steps.blame.values import WORST, error_of, tolerance
+from engineworks.steps.blame.values import WORST, error_of, row_error_of, tolerance
 
 Rewrite = Callable[[onnx.NodeProto], list[onnx.NodeProto]]
-ROWS = 4
+ROWS, MANY = 4, 64
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Wrong:
                         return Answer(crash="a part crashed with SIGABRT")
                     set_nodes(graph, [*graph.node[:at], *self.rewrite(node), *graph.node[at + 1 :]])
                     break
-        return Answer({n: min(error_of(a, wanted[n]), WORST) for n, a in run(part, feeds).items()})
+        return Answer({n: min(row_error_of(a, wanted[n]), WORST) for n, a in run(part, feeds).items()})
 
 
 def weight(name: str, value: Any) -> onnx.TensorProto:
@@ -129,6 +129,13 @@ def one_row(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return after(node, constant("factor", factor), helper.make_node("Mul", ["right", "factor"], ["wrong"]))
 
 
+def last_of_many(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The last of `MANY` positions is wrong: too little for the norm of the whole output."""
+    factor = np.ones((MANY, 1), np.float32)
+    factor[-1] = 1.3
+    return after(node, constant("factor", factor), helper.make_node("Mul", ["right", "factor"], ["wrong"]))
+
+
 def transposed(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     turn = helper.make_node("Transpose", [node.input[1]], ["turned"], perm=[1, 0])
     return [turn, helper.make_node("MatMul", [node.input[0], "turned"], node.output)]
@@ -184,14 +191,14 @@ CASES: dict[str, tuple[str, Rewrite | None]] = {
 }
 
 
-def blamed(backend: Wrong) -> Found | None:
+def blamed(backend: Wrong, batch: int = ROWS) -> Found | None:
     def reference(part: onnx.ModelProto, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
         values = {**given, **run(Graph(part).marked(), given)}
         return values, dict.fromkeys(values, tolerance("fp32"))
 
     model, random = network(), np.random.default_rng(2)
-    rows = random.normal(size=(ROWS + 2, 3, 4, 4)).astype(np.float32)
-    values, allowed = reference(model, {"x": rows[:ROWS]})
+    rows = random.normal(size=(batch + 2, 3, 4, 4)).astype(np.float32)
+    values, allowed = reference(model, {"x": rows[:batch]})
     other = reference(model, {"x": rows})[0]
     return blame_engine(Graph(model), values, allowed, backend, reference, lambda: other)
 
@@ -212,3 +219,19 @@ def test_a_fault_at_one_dynamic_shape_only_is_named() -> None:
     assert found is not None
     assert found.labels == ["norm (LayerNormalization)"]
     assert found.other is not None
+
+
+def test_one_position_of_a_large_batch_is_enough() -> None:
+    backend = Wrong("square product", last_of_many)
+    found = blamed(backend, MANY)
+    assert found is not None
+    assert found.labels == ["square product (MatMul)"]
+
+
+def test_the_error_of_a_row_counts_whole_and_small_rows_are_measured_by_the_average_one() -> None:
+    wanted = np.ones((64, 8))
+    got = wanted.copy()
+    got[3] *= 1.05
+    assert error_of(got, wanted) < tolerance("fp32") < row_error_of(got, wanted) == pytest.approx(0.05)
+    wanted[3], got[3] = 1e-9, 2e-9
+    assert row_error_of(got, wanted) < 1e-8

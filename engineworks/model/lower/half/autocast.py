@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.errors import LoweringError
-from engineworks.model.lower.half.graph import HalfType
 from engineworks.model.lower.half.run import Arrays
+from engineworks.model.lower.report import HalfType
 from engineworks.model.onnx_files import load_model, save_model
 
 if TYPE_CHECKING:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.errors import PatternError, PrecisionError
-from engineworks.model.lower.half.graph import FORMATS, HalfFormat, HalfType, TypedGraph
+from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph
 from engineworks.model.lower.half.prove import check_well_formed
 from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import kept_in_fp32
-from engineworks.model.lower.half.weights import Clamp, WeightFacts, apply_clamps, clamp_sentinels, clamped_names
+from engineworks.model.lower.half.weights import WeightFacts, apply_clamps, clamp_sentinels
 from engineworks.model.lower.quantizable import matches
+from engineworks.model.lower.report import Clamp, HalfType, WeightLoss, clamped_names
 
 if TYPE_CHECKING:
     import onnx
@@ -23,18 +24,6 @@ _OPSET_OF_BFLOAT16 = 22  # Conv, pooling, sine and others take it only since the
 _OPSET_OF_HALF_SCALES = 19
 _OPSET = 13
 _OPSET_OF_BFLOAT16_CAST = 13
-
-
-@dataclass(frozen=True)
-class WeightLoss:
-    """Elements of the converted weights: how many became 0, and how many are subnormal in the half type."""
-
-    elements: int
-    flushed: int
-    subnormal: int
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import names_read, subgraphs
+from engineworks.model.lower.report import HalfType
 from engineworks.model.onnx_files import opset_of, without_initializers
 from engineworks.model.tensor_storage import is_external, tensor_bytes, tensor_values
 
 if TYPE_CHECKING:
     import onnx
 
-HalfType = Literal["float16", "bfloat16"]
 
 FLOAT, DOUBLE = 1, 11
 """`onnx.TensorProto.FLOAT` and `DOUBLE`, so that this module's users need not import onnx for a comparison."""

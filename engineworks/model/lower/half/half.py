@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
-from engineworks.model.lower.half.graph import FLOAT, HalfType, TypedGraph, complete_model
+from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model
+from engineworks.model.lower.half.limits import DEFAULT_LIMITS, HalfLimits, failure
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
 from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
 from engineworks.model.lower.half.read import typed_graph
-from engineworks.model.lower.half.report import DEFAULT_LIMITS, HalfLimits, HalfReport, failure
 from engineworks.model.lower.half.rules import asked_for
 from engineworks.model.lower.half.run import Arrays, Bench
+from engineworks.model.lower.report import HalfReport, HalfType
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from engineworks.model.lower.half.graph import (
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rewrite import rename_reads
 from engineworks.model.lower.half.run import Arrays, Bench, run
+from engineworks.model.lower.report import OutputProof
 from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
@@ -45,30 +45,6 @@ _EXACT = LAYOUT | {
     "ScatterElements", "ScatterND", "Sign", "TopK", "Trilu", "Where",
 }  # fmt: skip
 """Operators that make only values that their inputs hold, so that no rounding is needed."""
-
-
-@dataclass(frozen=True)
-class OutputProof:
-    """One output of the half model compared with the fp32 model's.
-
-    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means equal.
-    agreement: share of equal elements, for outputs that are not floating point, and of equal infinities. max_abs_error:
-    over all elements. finite: no value is infinite or NaN where the reference is finite. compared of `samples` have the
-    reference's shape (an output's length may depend on the data); the others count in no metric.
-    """
-
-    name: str
-    floating: bool
-    cosine: float
-    sqnr_db: float
-    max_abs_error: float
-    agreement: float
-    finite: bool
-    samples: int
-    compared: int
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def check_well_formed(model: onnx.ModelProto, source: TypedGraph) -> None:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from engineworks.errors import PrecisionError
 from engineworks.model.lower.half.channel_scales import scale_channels_after_products
 from engineworks.model.lower.half.convert import convert, prepare
-from engineworks.model.lower.half.graph import HalfType
 from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.limits import DEFAULT_LIMITS
 from engineworks.model.lower.half.overflow import first_overflow
-from engineworks.model.lower.half.prove import OutputProof, compare_outputs, prove, reference_outputs
-from engineworks.model.lower.half.report import DEFAULT_LIMITS, HalfReport
+from engineworks.model.lower.half.prove import compare_outputs, prove, reference_outputs
 from engineworks.model.lower.half.run import Arrays, Bench
+from engineworks.model.lower.report import HalfReport, HalfType, OutputProof
 from engineworks.settings import uses_workarounds
 
 if TYPE_CHECKING:

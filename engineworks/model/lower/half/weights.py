@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engineworks.model.lower.half.graph import FloatFormat, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
+from engineworks.model.lower.report import Clamp
 from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
@@ -42,23 +43,7 @@ class WeightFact:
     subnormal: int
 
 
-@dataclass(frozen=True)
-class Clamp:
-    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or `FILLED` for the
-    value that a ConstantOfShape holds. tensor: the constant."""
-
-    node: str
-    position: int
-    tensor: str
-    limit: float
-
-
 FILLED = -1
-
-
-def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
-    """Return the constants, each once."""
-    return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
 
 
 class WeightFacts(Mapping[str, WeightFact]):

@@ -1,15 +1,11 @@
-"""Limits and results of numerical verification, and how failures are reported."""
+"""Limits of numerical verification, and how failures are reported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
 
-from engineworks.model.lower.half.convert import WeightLoss
-from engineworks.model.lower.half.graph import HalfType
-from engineworks.model.lower.half.prove import OutputProof
-from engineworks.model.lower.half.weights import Clamp, clamped_names
+from engineworks.model.lower.report import HalfType, OutputProof
 
 
 @dataclass(frozen=True)
@@ -35,34 +31,6 @@ DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
 }
 """Far below a sound conversion (about 60 dB in fp16, 40 dB in bf16) and far above a broken one. The recipe's own
 limits, on the engine and with labels, decide how much accuracy a task may lose."""
-
-
-@dataclass(frozen=True)
-class HalfReport:
-    """The conversion of a model. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
-    how often more nodes were kept after a failed verification. clamps: constants that were cut. outputs: the
-    verification."""
-
-    dtype: HalfType
-    converter: Literal["engineworks", "autocast"]
-    nodes: int
-    converted: int
-    casts: int
-    kept: Mapping[str, str]
-    clamps: tuple[Clamp, ...]
-    weights: WeightLoss | None
-    rounds: int
-    samples: int
-    outputs: tuple[OutputProof, ...]
-
-    @property
-    def clamped(self) -> tuple[str, ...]:
-        """Names of the constants that were cut."""
-        return clamped_names(self.clamps)
-
-    def to_json(self) -> dict[str, object]:
-        fields = {k: v for k, v in asdict(self).items() if k != "clamps"}
-        return {**fields, "kept": dict(self.kept), "clamped": list(self.clamped)}
 
 
 def failure(proof: OutputProof, limits: HalfLimits) -> str:

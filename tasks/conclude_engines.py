@@ -1,6 +1,6 @@
-"""Reports and limits → the engine's verdict → MLflow: a child run of the build's run.
+"""Reports and limits → every engine's verdict → MLflow: child runs of the build's run.
 
-Gate and record are one task: the pure gate takes a millisecond, its own task run would cost thirty.
+One task for all engines: gates take a millisecond each, and a task run of its own would cost an engine thirty.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from engineworks.builds.results import EngineResult, Failure, engine_result
 from engineworks.builds.state import Build
 from engineworks.builds.to_mlflow import engine_record
 from engineworks.errors import StoreError, TrackingError
+from engineworks.plan.plan import PlannedEngine
 from engineworks.report.summary import engine_note
 from engineworks.report.write import HTML_FILE
 from engineworks.tracking.records import NOTE
 from engineworks.tracking.spooled import SpooledRun
 
 
-@task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
-def conclude_engine(build: Build, run: SpooledRun, engine_id: str) -> EngineResult:
-    engine = next(e for e in build.plan.engines if e.id == engine_id)
+@task(name="conclude", task_run_name="{recipe}/verdicts", cache_policy=NO_CACHE)
+def conclude_engines(build: Build, run: SpooledRun, recipe: str) -> None:
+    """Put the result of every engine into the build."""
+    del recipe  # names the task run
+    for engine in build.plan.engines:
+        build.engines[engine.id] = _conclude(build, run, engine)
+
+
+def _conclude(build: Build, run: SpooledRun, engine: PlannedEngine) -> EngineResult:
     judged = engine_result(build.plan, engine, build.results, build.failures)
     try:
         result = with_passport(build.plan, judged, build.store, build.origin)
     except StoreError as error:  # a full disk: this engine failed, the others are still recorded
-        failure = Failure(f"{engine_id}/passport", str(error))
+        failure = Failure(f"{engine.id}/passport", str(error))
         result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
-    record = engine_record(build.plan, result, build.ladder_statements.get(engine_id, ""))
+    record = engine_record(build.plan, result, build.ladder_statements.get(engine.id, ""))
     note = engine_note(result, _report_page(build, run))
     run.record_engine(replace(record, tags={**record.tags, NOTE: note}))
     return result

@@ -1,0 +1,107 @@
+"""The report of lowering a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engineworks.typed_json import Count, Document, Report
+
+HalfType = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class AsIs(Document):
+    """Q/DQ nodes of the model, and the types that they store."""
+
+    quantize_nodes: Count
+    dequantize_nodes: Count
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WeightLoss(Document):
+    """Elements of the converted weights: how many became 0, and how many are subnormal in the half type."""
+
+    elements: Count
+    flushed: Count
+    subnormal: Count
+
+
+@dataclass(frozen=True)
+class Clamp(Document):
+    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or
+    `half.weights.FILLED` for the value that a ConstantOfShape holds. tensor: the constant."""
+
+    node: str
+    position: int
+    tensor: str
+    limit: float
+
+
+def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
+    """Return the constants, each once."""
+    return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
+
+
+@dataclass(frozen=True)
+class OutputProof(Document):
+    """One output of the half model compared with the fp32 model's.
+
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means equal.
+    agreement: share of equal elements, for outputs that are not floating point, and of equal infinities. max_abs_error:
+    over all elements. finite: no value is infinite or NaN where the reference is finite. compared of `samples` have the
+    reference's shape (an output's length may depend on the data); the others count in no metric.
+    """
+
+    name: str
+    floating: bool
+    cosine: float
+    sqnr_db: float
+    max_abs_error: float
+    agreement: float
+    finite: bool
+    samples: Count
+    compared: Count
+
+
+@dataclass(frozen=True)
+class HalfReport(Document):
+    """The conversion of a model. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
+    how often more nodes were kept after a failed verification. clamps: constants that were cut. outputs: the
+    verification."""
+
+    dtype: HalfType
+    converter: Literal["engineworks", "autocast"]
+    nodes: int
+    converted: int
+    casts: int
+    kept: Mapping[str, str]
+    clamps: tuple[Clamp, ...]
+    weights: WeightLoss | None
+    rounds: int
+    samples: int
+    outputs: tuple[OutputProof, ...]
+
+    @property
+    def clamped(self) -> tuple[str, ...]:
+        """Names of the constants that were cut."""
+        return clamped_names(self.clamps)
+
+
+@dataclass(frozen=True)
+class Lowering(Report):
+    """unquantized: the type of what is not quantized. formats: quantized nodes → format. kept: nodes that are neither
+    quantized nor in half precision, though asked for → reason. half: the conversion to fp16 or bf16. as_is: the Q/DQ of
+    a model that is taken as it is. notes: on what the recipe names to no effect."""
+
+    FILE = "lowering.json"
+
+    precision: str
+    unquantized: str = "fp32"
+    formats: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    half: HalfReport | None = None
+    as_is: AsIs | None = None
+    notes: tuple[str, ...] = ()

@@ -41,6 +41,13 @@ def weights_mib(store: Store, export: str) -> float:
     return sum(file.stat().st_size for file in store.require(export).path.glob("model.onnx*")) / MIB
 
 
+def reported(recipe: str, weights: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    for row in rows:
+        row["of_weights"] = round(row.get("peak_mib", 0) / weights, 2)
+    versions = {name: version(name) for name in ("onnx", "onnxruntime", "torch", "transformers")}
+    return {"recipe": recipe, "weights_mib": round(weights), "versions": versions, "steps": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
@@ -49,6 +56,7 @@ def main() -> None:
     given = parser.parse_args()
     store, rows = open_store(read_settings()), list[dict[str, Any]]()
     plan = plan_recipe(load_recipe(given.recipe), store, FileDigests(None), only=given.only)
+    export = next(key for key, step in plan.steps.items() if step.kind == "export")
     with Recorder() as pool:
         for step in plan.to_do:
             try:
@@ -59,13 +67,9 @@ def main() -> None:
                 continue
             rows.append({"step": step.id, "peak_mib": round(pool.peak), "seconds": round(outcome.seconds, 1)})
             print(f"{step.id}: {pool.peak:.0f} MiB, {outcome.seconds:.0f} s", flush=True)
-    export = next(key for key, step in plan.steps.items() if step.kind == "export")
+            report = reported(plan.recipe, weights_mib(store, export), rows)
+            given.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     weights = weights_mib(store, export)
-    for row in rows:
-        row["of_weights"] = round(row.get("peak_mib", 0) / weights, 2)
-    versions = {name: version(name) for name in ("onnx", "onnxruntime", "torch", "transformers")}
-    report = {"recipe": plan.recipe, "weights_mib": round(weights), "versions": versions, "steps": rows}
-    given.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"weights {weights:.0f} MiB; the most: {max(row['of_weights'] for row in rows):.2f} times")
 
 

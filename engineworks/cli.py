@@ -330,7 +330,11 @@ def _last_word(error: Exception) -> int:
     if callable(show):
         show()
         return int(getattr(error, "exit_code", errors.EXIT_BAD_INPUT))
-    artifacts = read_settings().artifacts
+    try:
+        artifacts = read_settings().artifacts
+    except errors.InputError as gone:
+        terminal.print_error(str(gone))
+        return gone.exit_code
     if (refusal := refusal_of_host(error, artifacts)) is not None:
         terminal.print_error(str(refusal))
         return refusal.exit_code

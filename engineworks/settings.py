@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engineworks.errors import InputError
+
 KNOWN_STATEMENTS = "ENGINEWORKS_KNOWN_STATEMENTS"
 
 
@@ -38,9 +40,12 @@ class Settings:
 
 
 def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
-    """Settings from the environment; `start` replaces the current folder."""
+    """Settings from the environment; `start` replaces the current folder. Raises `InputError` where that is gone."""
     env = os.environ if environ is None else environ
-    here = _real(start or Path.cwd())
+    try:
+        here = _real(start or Path.cwd())
+    except FileNotFoundError:
+        raise InputError("the current folder was deleted", hint="go to a folder that exists, and start again") from None
     artifacts = Path(env.get("ENGINEWORKS_ARTIFACTS") or (find_repository(here) or here) / "artifacts")
     artifacts = _real(here / artifacts)
     roots = env.get("ENGINEWORKS_DATA_ROOTS", "")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from engineworks.commands.inspect_text import facts_text
 from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import InputError, RunError
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
+from engineworks.host.regular_files import open_regular, read_regular
 from engineworks.plan.champion_lookup import which_engine
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
+from engineworks.typed_json import parse
+
+BUILD_AGAIN = "build the engine again"
+LARGEST_SIDECAR_BYTES = 64 << 20
 
 
 def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent
     sidecar = folder / SIDECAR_FILE
     if sidecar.is_file() and (path.is_dir() or path.suffix != ".json"):
-        return _engine(folder, json.loads(sidecar.read_text(encoding="utf-8")))
+        return _engine(folder, parse(Sidecar, _bytes(sidecar), str(sidecar), error=InputError, hint=BUILD_AGAIN))
     if path.is_dir():
         raise InputError(
             f"{path}: holds no {SIDECAR_FILE}", hint="name an engine, its folder in the store, or an ONNX file"
@@ -50,12 +56,26 @@ def inspect_path(path: Path) -> dict[str, Any]:
     return _bare(path)
 
 
-def _engine(folder: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
-    engine = folder / sidecar["engine"]
-    if not engine.is_file():
-        raise InputError(f"{folder}: the sidecar names '{sidecar['engine']}', which is missing")
-    digest = digest_file(engine)
-    return {"kind": "engine", "path": str(engine), "digest_matches": digest == sidecar["sha256"], **sidecar}
+def _engine(folder: Path, sidecar: Sidecar) -> dict[str, Any]:
+    engine = folder / sidecar.engine
+    if Path(sidecar.engine).name != sidecar.engine or not engine.is_file():
+        raise InputError(f"{folder}: the sidecar names '{sidecar.engine}', which is missing")
+    matches = digest_file(engine) == sidecar.sha256
+    facts = {"kind": "engine", "path": str(engine), "digest_matches": matches, **sidecar.to_json()}
+    try:
+        facts_text(facts)  # target and profiles are the backend's own
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{folder / SIDECAR_FILE}: target or profiles are not as documented", hint=BUILD_AGAIN
+        ) from None
+    return facts
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_regular(path, LARGEST_SIDECAR_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _onnx(path: Path) -> dict[str, Any]:
@@ -69,8 +89,11 @@ def _bare(path: Path) -> dict[str, Any]:
     """Return what the header of a plan without a sidecar states."""
     from engineworks.engines.backends.plan_header import HEADER_BYTES, read_plan_header
 
-    with path.open("rb") as file:
-        start = file.read(HEADER_BYTES)
+    try:
+        with open_regular(path) as file:
+            start = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         header = read_plan_header(start)
     except RunError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ class FileDigests:
 
     def digest(self, path: Path) -> str:
         stat = path.stat()
-        key = (str(path), f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}:{stat.st_dev}")
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")  # SQLite's text is Unicode
+        key = (name, f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}:{stat.st_dev}")
         known = self._load().get(key)
         if known is not None:
             return known

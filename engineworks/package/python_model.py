@@ -10,7 +10,6 @@ an error (triton-inference-server/python_backend#384).
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -46,8 +45,6 @@ class TritonPythonModel:
             Path(args["model_repository"]), args.get("model_name", ""), cache=Path(cache) if cache else None
         )
         self._ranks = {spec.name: len(spec.shape) for spec in self._session.inputs}
-        gc.freeze()  # modules and the passport stay: requests need not wait for a search through them
-        gc.enable()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Return one response per request. Only requests of equal shapes share a run, and its failure."""

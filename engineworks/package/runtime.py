@@ -40,14 +40,19 @@ import os
 import sys
 from pathlib import Path
 
-gc.disable()  # `initialize` enables it again: until then nothing is garbage, and searching for it takes time
+gc.disable()  # nothing is garbage until the model is ready, and searching for it takes time
 sys.path.insert(0, str(Path(__file__).with_name("{runtime}")))
 sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # Triton's stub ignores it
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else pydantic reads the metadata of every distribution
 
-from engineworks.package.python_model import TritonPythonModel  # noqa: E402
+from engineworks.package import python_model  # noqa: E402
 
-__all__ = ["TritonPythonModel"]
+
+class TritonPythonModel(python_model.TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        gc.freeze()  # what is loaded stays: no request waits for a search through it
+        gc.enable()
 '''
 
 

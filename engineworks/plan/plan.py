@@ -166,7 +166,11 @@ def plan_recipe(
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
     made, table = every_document(loaded, digests), StepTable()
     uses = known_uses(made[loaded.targets[0].context], store)
-    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
+    refused = {
+        i: s
+        for i, (p, t) in chosen.items()
+        if (s := refusal(loaded.recipe, p, t, uses, grows=loaded.files.grows)) is not None
+    }
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:

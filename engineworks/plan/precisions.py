@@ -43,9 +43,12 @@ def known_unsupported(store: Store, build: str, key: str) -> str | None:
     return str(noted["sentence"]) if noted and noted.get("key") == key else None
 
 
-def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
-    """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
-    if recipe.model.decoder is not None and (message := _decoder_refusal(target)) is not None:
+def refusal(
+    recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None, *, grows: bool = False
+) -> str | None:
+    """Return why the target cannot do the precision, or which part of a mixed precision it cannot do. grows: whether a
+    decoder's cache grows by concatenation."""
+    if recipe.model.decoder is not None and (message := _decoder_refusal(target, grows)) is not None:
         return message
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
@@ -60,11 +63,19 @@ def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | No
     return None
 
 
-def _decoder_refusal(target: NamedTarget) -> str | None:
-    """Return why the target's backend cannot run a decoder, None if it can."""
+GROWS = (
+    "its cache grows by concatenation, and a GPU's engines update one of fixed capacity; export the model with "
+    "write_indices, or use target cpu"
+)
+
+
+def _decoder_refusal(target: NamedTarget, grows: bool) -> str | None:
+    """Return why the target's backend cannot run the decoder, None if it can."""
     name = target.target.backend
-    if name == "onnxruntime" or isinstance(backend(name), PartsRunner):
+    if name == "onnxruntime":
         return None
+    if isinstance(backend(name), PartsRunner):
+        return GROWS if grows else None
     return f"{backend(name).TITLE} runs no decoders; use a target of ONNX Runtime or TensorRT-RTX, such as cpu"
 
 

@@ -19,12 +19,12 @@ from engineworks.tensors import TensorSpec
 _DECODER: Where = ("model", "decoder")
 
 
-def find_decoder(finder: Finder, recipe: Recipe, decoder: Decoder) -> tuple[FoundModel, int | None]:
-    """Return the model's files and the length of its vocabulary, None if it is not known."""
+def find_decoder(finder: Finder, recipe: Recipe, decoder: Decoder) -> tuple[FoundModel, int | None, bool]:
+    """Return the model's files, the length of its vocabulary, None if it is not known, and whether its cache grows."""
     source = recipe.model.source
     if source.onnx is not None:
         return _onnx(finder, source.onnx, decoder)
-    return _huggingface(finder, source.huggingface or "", decoder)
+    return (*_huggingface(finder, source.huggingface or "", decoder), False)
 
 
 def _huggingface(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int | None]:
@@ -46,13 +46,14 @@ def _huggingface(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundMode
     return FoundModel("huggingface", folder, source_files(folder), folder), vocabulary_of(config)
 
 
-def _onnx(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int | None]:
+def _onnx(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int | None, bool]:
     where: Where = ("model", "source", "onnx")
     path = finder.file(where, name)
     files = finder.onnx_files(where, path) if path else {}
     folder = path.parent if path and any((path.parent / file).is_file() for file in TOKENIZER_FILES) else None
     face = _interface(finder, where, decoder) if finder.outline is not None else None
-    return FoundModel("onnx", path, files, folder), face.vocabulary if face else None
+    grows = face is not None and face.form == "growing"
+    return FoundModel("onnx", path, files, folder), face.vocabulary if face else None, grows
 
 
 def _interface(finder: Finder, where: Where, decoder: Decoder) -> DecoderInterface | None:

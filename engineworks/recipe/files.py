@@ -28,7 +28,7 @@ class RecipeFiles:
     kind: how the source is exported: onnx, torch, huggingface or mlflow_pytorch. source: the ONNX file, the factory's
     module file or the model's folder. model: every file that shapes the model, by a name that does not depend on the
     machine. metric: source files of the recipe's own metric and slices. resolved: the current meaning of a name in a
-    registry.
+    registry. grows: whether a decoder's cache grows by concatenation.
     """
 
     folder: Path
@@ -39,6 +39,7 @@ class RecipeFiles:
     metric: Mapping[str, Path] = field(default_factory=dict)
     kind: SourceKind = "onnx"
     resolved: str = ""
+    grows: bool = False
 
 
 def resolve_files(
@@ -48,9 +49,9 @@ def resolve_files(
     finder = Finder(node, folder, roots, problems)
     empty = SampleFile(folder, (), {}, None, 1, 1)
     if recipe.model.decoder is not None:
-        model, vocabulary = find_decoder(finder, recipe, recipe.model.decoder)
+        model, vocabulary, grows = find_decoder(finder, recipe, recipe.model.decoder)
         texts = find_texts(finder, recipe, model, vocabulary)
-        return RecipeFiles(folder, model.path or folder, model.files, texts or empty, kind=model.kind)
+        return RecipeFiles(folder, model.path or folder, model.files, texts or empty, kind=model.kind, grows=grows)
     model = _model_files(recipe, finder)
     _compare_interface(recipe, finder)
     data = recipe.data

@@ -164,6 +164,8 @@ COMMAND_CASES = (
     Case("inspect a file that is not there", ("inspect", "models/none.onnx")),
     Case("inspect data", ("inspect", "recipes/calib.npz")),
     Case("inspect a folder", ("inspect", "recipes")),
+    Case("inspect a damaged sidecar", ("inspect", "recipes"), written("recipes/engine.json", "{}")),
+    Case("inspect a named pipe", ("inspect", "pipe.engine"), lambda: os.mkfifo("pipe.engine")),
     Case("verify what was not built", ("verify", "tiny/int8/cpu")),
     Case("verify nonsense", ("verify", "nonsense")),
     Case("report before any build", ("report", "tiny")),

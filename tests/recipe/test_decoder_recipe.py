@@ -16,7 +16,8 @@ from engineworks.recipe.datasets.decoder_text import read_texts
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
 
-MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tiny-decoder"
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODELS = REPOSITORY / "recipes" / "models" / "tiny-decoder"
 
 RECIPE = """\
 recipe: tiny
@@ -217,6 +218,14 @@ def test_several_contexts_are_an_engine_each(folder):
     lengths = {s.id: s.params["decoder"]["context"] for s in plan.steps.values() if s.kind == "export"}
     assert lengths == {"tiny/export-48": 48, "tiny/export-96": 96}
     assert {e.id for e in plan.engines if "measure" in e.steps} == {"tiny/fp32/cpu-96", "tiny/int4_weights/cpu-96"}
+
+
+def test_a_cache_that_grows_is_refused_for_a_gpu_by_the_plan(folder):
+    shutil.copyfile(REPOSITORY / "recipes" / "_targets.yaml", folder / "_targets.yaml")
+    edits = (("model.onnx", "growing.onnx"), ("targets: [cpu]", "targets: [cpu, rtx40]"))
+    plan = plan_recipe(load(folder, *edits), Store(folder / "store"), FileDigests(None))
+    assert {e.id for e in plan.engines} == {"tiny/fp32/cpu", "tiny/int4_weights/cpu"}
+    assert all(r.message.startswith("its cache grows by concatenation") for r in plan.refused)
 
 
 def test_a_sweep_is_every_pair_and_builds_nothing_else(folder):

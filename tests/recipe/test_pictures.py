@@ -38,6 +38,11 @@ def test_images_are_found_in_order_and_nothing_else(tmp_path: Path) -> None:
     assert image_names(made) == ["a/1.jpg", "a/deep/3.webp", "b/2.PNG"]
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SamplesError, match=r"the name of b'b/\\xff.png' is not UTF-8; rename it"):
+        image_names(folder(tmp_path, "a/1.jpg", "b/\udcff.png"))
+
+
 def test_classes_are_folders_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert numbers(planned(folder(tmp_path, "dog/1.png", "cat/1.png"), "folder")) == {"cat": 0, "dog": 1}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 PROCESSOR_FILE = "preprocessor_config.json"
 BY_FOLDER = "folder"
 """Replaces a file with labels: the class of an image is the folder it lies in."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Python's reading of bytes that are not UTF-8 (os.fsdecode)."""
 
 
 def plan_images(
@@ -76,9 +81,15 @@ def plan_images(
 
 
 def image_names(folder: Path) -> list[str]:
-    """Names of all images below the folder, relative to it, sorted; hidden files are left out."""
+    """Names of all images below the folder, relative to it, sorted; hidden files are left out.
+
+    Raises `SamplesError` for a name that is not UTF-8: no document could hold it.
+    """
     images = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p.as_posix() for p in images if not any(part.startswith(".") for part in p.parts))
+    names = sorted(p.as_posix() for p in images if not any(part.startswith(".") for part in p.parts))
+    if strange := next((name for name in names if _SURROGATES.search(name)), None):
+        raise SamplesError(f"{folder.name}: the name of {os.fsencode(strange)!r} is not UTF-8", hint="rename it")
+    return names
 
 
 def class_of(name: str) -> str:

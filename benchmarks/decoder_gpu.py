@@ -92,7 +92,7 @@ def _parts(
     for precision in precisions:
         engine = f"{name}/{precision}/{target}"
         yield f"build {precision}", partial(_build, recipe, engine)
-        yield f"figures {precision}", partial(recorded_figures, engine)
+        yield f"figures {precision}", partial(recorded_measurements, engine)
         yield f"again {precision}", partial(_again, recipe, engine)
         yield f"generate {precision}", partial(_generate, engine)
         yield f"steps {precision}", partial(timed_steps, engine)
@@ -149,7 +149,7 @@ def artifact(engine: str, step: str) -> Path:
     return store.require(digest_of(document)).path
 
 
-def recorded_figures(engine: str) -> dict[str, Any]:
+def recorded_measurements(engine: str) -> dict[str, Any]:
     """Return what the build's steps recorded: sizes, accuracy, situations with their tolerance, figures by shape."""
     from engineworks.engines.sidecar import Sidecar
     from engineworks.measure.accuracy_report import Accuracy
@@ -261,16 +261,16 @@ def _transformers(recipe: Path, folder: Path) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> None:
     print("precision      situation  first token ms  step ms  tokens/s  × eager")
     eager = found.get("transformers", {})
-    for part, figures in found.items():
-        if not part.startswith("figures") or "shapes" not in figures:
+    for part, values in found.items():
+        if not part.startswith("figures") or "shapes" not in values:
             continue
-        for name, shape in figures["shapes"].items():
+        for name, shape in values["shapes"].items():
             step = shape["latency_ms_p50"]
             times = f"{eager[name]['step_ms'] / step:8.1f}" if name in eager else ""
             first, rate = shape["first_token_ms"], shape["tokens_per_s"]
             print(f"{part[8:]:14} {name:10} {first:14.3f} {step:8.3f} {rate:9.0f} {times}")
-        wrong = [name for name, f in figures["situations"].items() if not f["right"]]
-        ratio, allowed = figures["metric"]["ratio"], figures["tolerance"]
+        wrong = [name for name, f in values["situations"].items() if not f["right"]]
+        ratio, allowed = values["metric"]["ratio"], values["tolerance"]
         print(f"  perplexity ratio {ratio:.5f}; situations wrong: {wrong or 'none'} (tolerance {allowed:.3g})")
     print("to reach in fp16:", WANTED)
 

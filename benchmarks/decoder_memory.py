@@ -60,7 +60,7 @@ def main() -> None:
     with Recorder() as pool:
         for step in plan.to_do:
             try:
-                outcome = run_step(step, store, pool, say=lambda _: None)
+                outcome = run_step(step, store, pool, echo=lambda _: None)
             except EngineworksError as error:
                 rows.append({"step": step.id, "error": str(error)})
                 print(f"{step.id}: {error}", flush=True)

@@ -187,7 +187,7 @@ def run_case(case: Case, device: str, seconds: float, rounds: int) -> dict[str, 
                 samples[candidate.name].append(candidate.time_runs(per_turn[candidate.name]))
             readings.append(dict(watch.sample()))
         for c in loaded:
-            rows[c.name] = _figures(samples[c.name]) | _correct(c, reference) | {"notes": c.notes, "facts": c.facts}
+            rows[c.name] = _values(samples[c.name]) | _correct(c, reference) | {"notes": c.notes, "facts": c.facts}
     finally:
         for candidate in loaded:
             candidate.close()
@@ -205,7 +205,7 @@ def _runs_for(candidate: Candidate, seconds: float) -> int:
     return max(5, int(1000 * seconds / middles[-1]))
 
 
-def _figures(turns: list[Any]) -> dict[str, Any]:
+def _values(turns: list[Any]) -> dict[str, Any]:
     host = [t for turn in turns for t in turn.host_ms]
     device = [t for turn in turns for t in turn.device_ms]
     return {

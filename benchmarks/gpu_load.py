@@ -32,8 +32,8 @@ def main(folder: str, target_json: str, feeds_file: str, kernels: str, cache: st
     ran = time.perf_counter()
     facts = dict(session.facts)
     session.close()
-    figures = {"load_ms": 1000 * (loaded - start), "first_run_ms": 1000 * (ran - loaded), "facts": facts}
-    print(json.dumps(figures, default=str))
+    values = {"load_ms": 1000 * (loaded - start), "first_run_ms": 1000 * (ran - loaded), "facts": facts}
+    print(json.dumps(values, default=str))
 
 
 if __name__ == "__main__":

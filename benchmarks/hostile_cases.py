@@ -120,9 +120,9 @@ def fresh(folder: Path) -> Path:
 
 def command(*arguments: str) -> Callable[[], int]:
     """One command, in this process."""
-    from engineworks.cli import _run
+    from engineworks.cli import run_command
 
-    return lambda: _run(list(arguments))
+    return lambda: run_command(list(arguments))
 
 
 # --- recipes
@@ -292,7 +292,7 @@ def _run_steps(recipes: Path, kinds: tuple[str, ...]) -> int:
         plan = plan_recipe(load_recipe(recipes / "tiny.yaml"), store, FileDigests(None))
         for step in plan.to_do:
             if step.kind in kinds:
-                run_step(step, store, default_pool(), say=lambda _: None)
+                run_step(step, store, default_pool(), echo=lambda _: None)
     except EngineworksError as error:
         print(error)
         return error.exit_code
@@ -663,7 +663,7 @@ def manifest(folder: Path, dice: random.Random) -> Attempts:
         fresh = Store(folder / "store")
         here = fresh.has(key)
         fresh.size_of(key), fresh.age_s(key), fresh.peek(key)
-        found = fresh.get(key, say=messages.append)
+        found = fresh.get(key, echo=messages.append)
         print(messages, here)
         if found is not None:
             for name in ("engine", "engine.json"):

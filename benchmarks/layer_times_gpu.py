@@ -234,12 +234,12 @@ class Recipe:
                 print(f"  {engine.id}: {error.message}", flush=True)
                 continue
             shapes = self.store.require(engine.steps["measure"]).read(Latency).shapes
-            yield engine.precision, {name: figures.latency_ms_p50 for name, figures in shapes.items()}
+            yield engine.precision, {name: values.latency_ms_p50 for name, values in shapes.items()}
 
     def _run(self, key: str) -> None:
         for step in self.plan.needed([key]):
             print(f"{step.id} …", flush=True)
-            run_step(step, self.store, default_pool(), say=print)
+            run_step(step, self.store, default_pool(), echo=print)
 
     def _layers(self, measure: Step) -> Layers:
         """The layers alone, as the step `measure` writes them after its measurement."""

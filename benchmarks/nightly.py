@@ -62,7 +62,7 @@ Part = tuple[list[Line], dict[str, Any]]
 @contextmanager
 def quiet_stack(folder: Path) -> Iterator[Stack]:
     """A stack in a folder that stays, without a word."""
-    with Stack(folder, say=lambda _: None) as stack:
+    with Stack(folder, echo=lambda _: None) as stack:
         yield stack
 
 
@@ -92,9 +92,9 @@ def measured_nights(repository: Path, recipes: int, count: int) -> dict[str, Any
     for night in nights:
         if not night["message"].startswith(unchanged):
             sys.exit(f"wanted '{unchanged}', the night says: {night['message'][:500]}")
-    figures = ("processor_s", "without_imports_s", "wall_s", "peak_mib")
+    values = ("processor_s", "without_imports_s", "wall_s", "peak_mib")
     return {"recipes": recipes, "nights": count} | {
-        name: round(statistics.median(night[name] for night in nights), 3) for name in figures
+        name: round(statistics.median(night[name] for night in nights), 3) for name in values
     }
 
 
@@ -194,10 +194,10 @@ def part_workers(given: argparse.Namespace) -> Part:
             one_s = timed_orders(stack, names[:count], workers=1)
             two_s = timed_orders(stack, names[count:], workers=2)
     ratio = one_s / two_s
-    figures = {"orders": count, "one_s": round(one_s, 1), "two_s": round(two_s, 1), "ratio": round(ratio, 2)}
+    values = {"orders": count, "one_s": round(one_s, 1), "two_s": round(two_s, 1), "ratio": round(ratio, 2)}
     what = f"{count} engines by two process workers over one"
     line = Line(what, f"≥ {WORKERS_LIMIT:g} ×", f"{ratio:.2f} ×", ratio >= WORKERS_LIMIT)
-    return [line], {**figures, "database": database}
+    return [line], {**values, "database": database}
 
 
 def timed_orders(stack: Stack, names: list[str], *, workers: int) -> float:
@@ -250,10 +250,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
 }
 
 
-def keep(name: str, lines: list[Line], figures: dict[str, Any], out: Path) -> None:
+def keep(name: str, lines: list[Line], values: dict[str, Any], out: Path) -> None:
     """Put the part's figures beside those of earlier runs."""
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    known[name] = {"figures": figures, "demands": [line.to_json() for line in lines]}
+    known[name] = {"figures": values, "demands": [line.to_json() for line in lines]}
     out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -278,8 +278,8 @@ def main() -> None:
     good = True
     try:
         for name in given.only or PARTS:
-            lines, figures = PARTS[name](given)
-            keep(name, lines, {**figures, "load_average": round(os.getloadavg()[0], 1)}, given.out)
+            lines, values = PARTS[name](given)
+            keep(name, lines, {**values, "load_average": round(os.getloadavg()[0], 1)}, given.out)
             for line in lines:
                 mark = "" if line.good else "   MISSED"
                 print(f"{line.what}: wanted {line.wanted}, found {line.found}{mark}", flush=True)

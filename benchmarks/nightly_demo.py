@@ -41,7 +41,7 @@ print(json.dumps([tracking.last_night_text(NIGHT_PAGE), tracking.last_night_text
 BEGAN = time.monotonic()
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     print(f"[{time.monotonic() - BEGAN:5.1f} s] {line}", flush=True)
 
 
@@ -75,25 +75,25 @@ def rebuilt_recipes(night: Mapping[str, Any]) -> set[str]:
 def run_demo(stack: Stack, *, sqlite: bool) -> int:
     files = write_repository(stack.folder, {CHANGED: ["fp32"], UNCHANGED: ["fp32", "int8"]}, targets=POOLS)
     kinds = "fp32, and of one also int8"
-    say(f"a repository with {len(files)} recipes ({kinds}) for {len(POOLS)} GPU types: {stack.folder}")
+    echo(f"a repository with {len(files)} recipes ({kinds}) for {len(POOLS)} GPU types: {stack.folder}")
     stack.start_database(sqlite=sqlite)
     stack.start_s3()
     stack.start_prefect()
     stack.start_mlflow()
     for line in stack.run("engineworks", "deploy", "--cron", NEVER).splitlines():
-        say(f"engineworks deploy: {line}")
+        echo(f"engineworks deploy: {line}")
     for pool in POOLS:
         stack.start_worker(pool)
-    say(f"workers of the pools {', '.join(POOLS)}")
-    say("first night: prefect deployment run nightly/nightly")
+    echo(f"workers of the pools {', '.join(POOLS)}")
+    echo("first night: prefect deployment run nightly/nightly")
     first = run_night(stack)
-    say(f"the recipe that changes between the nights: {change_recipe(files[0])}")
-    say("second night")
+    echo(f"the recipe that changes between the nights: {change_recipe(files[0])}")
+    echo("second night")
     second = run_night(stack)
-    say(f"first night: {counted(first)}; second night: {counted(second)}")
+    echo(f"first night: {counted(first)}; second night: {counted(second)}")
     wrong = list(wrong_of(first, second))
     for message in wrong:
-        say(f"wrong: {message}")
+        echo(f"wrong: {message}")
     return 1 if wrong else 0
 
 
@@ -126,17 +126,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="engineworks-nightly-"))
     code = 130
     try:
-        with Stack(folder, say) as stack:
+        with Stack(folder, echo) as stack:
             try:
                 code = run_demo(stack, sqlite=given.sqlite)
             finally:
-                say("stopping everything")
-        say(f"stopped: {len(descendants())} processes left")
+                echo("stopping everything")
+        echo(f"stopped: {len(descendants())} processes left")
     except KeyboardInterrupt:
-        say("interrupted")
+        echo("interrupted")
     finally:
         if given.keep:
-            say(f"kept: {folder}")
+            echo(f"kept: {folder}")
         else:
             remove(folder)
     sys.exit(code)

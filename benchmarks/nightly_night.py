@@ -77,8 +77,8 @@ def measure() -> None:
     drain()
     if first != again:
         sys.exit(f"two nights differ: {first}; {again}")
-    figures = {"processor_s": whole_s, "without_imports_s": alone_s, "wall_s": wall_s, "peak_mib": whole_mib}
-    print(json.dumps({**figures, "message": first}))
+    values = {"processor_s": whole_s, "without_imports_s": alone_s, "wall_s": wall_s, "peak_mib": whole_mib}
+    print(json.dumps({**values, "message": first}))
 
 
 def run_ordered() -> str:

@@ -55,8 +55,8 @@ def missing_libraries(names: tuple[str, ...]) -> list[str]:
 class Stack:
     """Servers and workers, each in a process group of its own, all ended by `stop`."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self._say = folder, say
+    def __init__(self, folder: Path, echo: Callable[[str], None]) -> None:
+        self.folder, self._say = folder, echo
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(OURS)},
             **NO_TELEMETRY, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

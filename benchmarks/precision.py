@@ -123,7 +123,7 @@ def outputs_of(model: Path, batches: Iterator[Arrays]) -> Arrays:
     return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
 
-def figures(case: Case, model: Path, reference: Arrays) -> dict[str, Any]:
+def values(case: Case, model: Path, reference: Arrays) -> dict[str, Any]:
     """Accuracy against labels and against the fp32 outputs, and the size of the file."""
     import onnx
 
@@ -147,7 +147,7 @@ def figures(case: Case, model: Path, reference: Arrays) -> dict[str, Any]:
 def run_case(name: str, methods: list[str], contenders: list[str], folder: Path, largest: int) -> dict[str, Any]:
     case = load_case(name, folder, largest)
     reference = outputs_of(case.model, case.evaluation())
-    fp32 = figures(case, case.model, reference)
+    fp32 = values(case, case.model, reference)
     print(f"{name}: fp32 {case.metric_name} {fp32['metric']:.4f}, {fp32['bytes'] / 2**20:.1f} MiB", flush=True)
     rows: dict[str, Any] = {}
     for method in methods:
@@ -159,7 +159,7 @@ def run_case(name: str, methods: list[str], contenders: list[str], folder: Path,
             out = folder / f"{name}-{method}-{contender.split(',')[0]}-{len(rows)}-{os.getpid()}.onnx"
             started = time.perf_counter()
             quantize_in_a_child(name, method, contender, out, folder)
-            found = {**figures(case, out, reference), "seconds": round(time.perf_counter() - started, 1)}
+            found = {**values(case, out, reference), "seconds": round(time.perf_counter() - started, 1)}
             rows[f"{contender} {method}"] = found
             print(
                 f"  {method:8} {contender:27} {case.metric_name} {found['metric']:.4f}, cosine {found['cosine']:.5f}, "

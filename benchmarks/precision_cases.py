@@ -87,7 +87,7 @@ def folded(plan: Any, store: Any) -> Path:
     with ChildPool() as pool:
         for step in plan.steps.values():
             if step.kind in ("export", "fold"):
-                run_step(step, store, pool, say=lambda _: None)
+                run_step(step, store, pool, echo=lambda _: None)
     fold = next(step for step in plan.steps.values() if step.kind == "fold")
     return Path(store.require(fold.key).path)
 

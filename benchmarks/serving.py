@@ -82,7 +82,7 @@ def _first(batches: Any, count: int) -> list[Any]:
     return [batch for _, batch in zip(range(count), batches, strict=False)]
 
 
-def answers(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
+def answers(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     """The whole evaluation set by both protocols, then several clients at once, then requests that must be refused."""
     result: dict[str, Any] = {"spread": spread(served.session, served.asked) if served.most else 0.0}
     for protocol in protocols():
@@ -93,7 +93,7 @@ def answers(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
             )
     at_once = ask_at_once(served.server.addresses.grpc, "grpc", served.model, served.asked, 4)
     result["4 clients"] = at_once.to_json()
-    say(f"answers: {result['grpc']}")
+    echo(f"answers: {result['grpc']}")
     return result
 
 
@@ -103,54 +103,60 @@ def protocols() -> list[str]:
     return [p for p in PROTOCOLS if p == "grpc" or find_spec("geventhttpclient")]
 
 
-def costs(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
+def costs(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     with served.client() as client:
         config = client.config(served.model)
         write_identity(served.repository, config, served.single[0])
         client.load(NAME, identity_config(config))
         result = serving_cost(client, served.model, NAME, served.session, served.single[0])
         client.unload(NAME)
-    say(f"costs: {result}")
+    echo(f"costs: {result}")
     return result
 
 
-def load(served: Served, say: Callable[[str], None], *, p99_ms: float, seconds: float) -> dict[str, Any]:
+def load(served: Served, echo: Callable[[str], None], *, p99_ms: float, seconds: float) -> dict[str, Any]:
     address = served.server.addresses.grpc
     offline = offer_load(address, served.model, served.single, Offer(100.0, p99_ms, seconds, "offline"))
     found = largest_rate(address, served.model, served.single, Offer(50.0, p99_ms, seconds))
-    say(f"load: offline {offline['completed_per_s']:.0f}/s, {found['rate']:.0f} queries/s within {p99_ms:g} ms")
+    echo(f"load: offline {offline['completed_per_s']:.0f}/s, {found['rate']:.0f} queries/s within {p99_ms:g} ms")
     return {"offline": offline, "server": found}
 
 
-def batching(served: Served, say: Callable[[str], None], *, p99_ms: float, seconds: float) -> dict[str, Any]:
+def batching(served: Served, echo: Callable[[str], None], *, p99_ms: float, seconds: float) -> dict[str, Any]:
     tried = settings(served.most, delays_us=(0, 1000), instances=(1,))
     with served.client() as client:
         points = sweep(
-            client, served.server.addresses.grpc, served.model, served.single, Offer(100.0, p99_ms, seconds), tried, say
+            client,
+            served.server.addresses.grpc,
+            served.model,
+            served.single,
+            Offer(100.0, p99_ms, seconds),
+            tried,
+            echo,
         )
     none = max(p["rate"] for p in points if p["preferred"] is None)
     best = max(points, key=lambda p: p["rate"])
     return {"points": points, "best": best, "gain": best["rate"] / none if none else None}
 
 
-def soak(served: Served, say: Callable[[str], None], *, reloads: int) -> dict[str, Any]:
+def soak(served: Served, echo: Callable[[str], None], *, reloads: int) -> dict[str, Any]:
     with served.client() as client:
         client.unload(served.model)
-        result = reload_model(client, served.server, served.model, served.single[0], reloads, say)
+        result = reload_model(client, served.server, served.model, served.single[0], reloads, echo)
         client.load(served.model)
     found = {name: one.to_json() for name, one in slopes(result["readings"]).items()}
-    say(f"soak: {found}")
+    echo(f"soak: {found}")
     return {**result, "slopes": found}
 
 
-def cold(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
+def cold(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache, served.client() as client:
         result = cold_starts(client, served.model, served.single[0], client.config(served.model), cache)
-    say(f"cold: {result}")
+    echo(f"cold: {result}")
     return result
 
 
-def leak(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
+def leak(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, our loader and MLflow's."""
     passport = served.engine.passport
     ways = (*RTX_WAYS, *WAYS) if passport.target.backend == "tensorrt_rtx" else WAYS
@@ -171,7 +177,7 @@ def leak(served: Served, say: Callable[[str], None]) -> dict[str, Any]:
             continue
         readings = json.loads(ran.stdout.splitlines()[-1])
         result[way] = {n: s.to_json() for n, s in slopes(readings).items()} | {"readings": readings}
-        say(f"leak, {way}: " + ", ".join(f"{n} {s.per_step:.0f} a load" for n, s in slopes(readings).items()))
+        echo(f"leak, {way}: " + ", ".join(f"{n} {s.per_step:.0f} a load" for n, s in slopes(readings).items()))
     return result
 
 

@@ -73,7 +73,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        terminal.say(f"engineworks {version('engineworks')}")
+        terminal.echo(f"engineworks {version('engineworks')}")
         raise typer.Exit
 
 
@@ -118,7 +118,7 @@ def validate(
         terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
     elif not quiet:
         for recipe in loaded:
-            terminal.say_valid(recipe.shown, len(recipe.recipe.precisions), len(recipe.targets))
+            terminal.echo_valid(recipe.shown, len(recipe.recipe.precisions), len(recipe.targets))
 
 
 @app.command()
@@ -146,7 +146,7 @@ def plan(
     elif markdown:
         from engineworks.report.plan_text import render_plans
 
-        terminal.say(render_plans(plans).rstrip())
+        terminal.echo(render_plans(plans).rstrip())
     else:
         from engineworks.report.plans_table import print_plans
 
@@ -259,7 +259,7 @@ def gc(
     if as_json:
         terminal.print_json(freed.to_json())
     else:
-        terminal.say(freed.summary())
+        terminal.echo(freed.summary())
 
 
 app.command()(init)
@@ -289,10 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run the command and exit with its code; users never see a traceback."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some reads all installed metadata
     garbage.set_threshold(200_000, 10, 100)  # imports leave no cycles; looking for some took 10% of a quick command
-    sys.exit(_run(arguments))
+    sys.exit(run_command(arguments))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def run_command(arguments: Sequence[str] | None) -> int:
     try:
         code = _narrowed(arguments)(args=arguments, prog_name="engineworks", standalone_mode=False)
         if code == errors.EXIT_INTERRUPTED:  # how typer returns a KeyboardInterrupt

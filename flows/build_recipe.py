@@ -64,7 +64,7 @@ def build_recipe(
     def spread(build: Build) -> None:
         run_distributed(build, recipe, again)
 
-    result = build_and_judge(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
+    result = build_and_evaluate(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
     return _ended(result, f"; {_published(build, result)}" if distributed else "")
 
 
@@ -74,7 +74,7 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
     def body() -> State[BuildResult]:
         build = open_build(opaque(plan), settings, plan.recipe)
         listener().planned(build.plan)
-        return _ended(build_and_judge(build, str(flow_run.get_id() or "")))
+        return _ended(build_and_evaluate(build, str(flow_run.get_id() or "")))
 
     compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
     return run_planned(build_recipe, plan, only, body, compare=compare, mode=plan.loaded.mode)
@@ -100,7 +100,7 @@ def _published(build: Build, result: BuildResult) -> str:
         return f"the verdicts are not stored: {error}"
 
 
-def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None] = run_steps) -> BuildResult:
+def build_and_evaluate(build: Build, flow_run_id: str, run: Callable[[Build], None] = run_steps) -> BuildResult:
     """Run the steps (by `run`), evaluate every engine and record everything."""
     recording = start_record.submit(build, build.plan.recipe, flow_run_id)
     try:

@@ -61,7 +61,7 @@ def run_steps(build: Build, keys: Container[str] | None = None) -> None:
 def _say_if_large(schedule: Schedule, free_mib: float) -> None:
     if schedule.large:
         step, need_mib = schedule.large
-        listener().say(
+        listener().echo(
             f"{step.id} runs alone: it may need {need_mib:.0f} MiB of memory and {free_mib:.0f} MiB are available"
         )
 
@@ -93,7 +93,7 @@ def _refuse_folded(build: Build, schedule: Schedule) -> None:
     build.plan = refuse_folded(build.plan, build.store)
     refused = build.plan.refused[before:]
     for refusal in refused:
-        listener().say(f"{refusal.id}: refused: {refusal.message}")
+        listener().echo(f"{refusal.id}: refused: {refusal.message}")
     if refused and not build.plan.engines:
         raise none_left({refusal.id: refusal.message for refusal in build.plan.refused})
     schedule.drop(build.plan)

@@ -14,7 +14,7 @@ from engineworks.builds.state import Build
 from engineworks.plan.plan import Plan
 from engineworks.release.promotion import ReleaseResult, registered_model
 from engineworks.settings import Settings, read_settings
-from flows.build_recipe import build_and_judge
+from flows.build_recipe import build_and_evaluate
 from flows.local_steps import RUNNER
 from flows.outcomes import ended, opaque
 from flows.planned import run_name, run_planned
@@ -57,9 +57,9 @@ def _released(build: Build, champions: Champions) -> State[ReleaseResult]:
 
 def release_judged(build: Build, champions: Champions) -> ReleaseResult:
     """Build and evaluate, then release one engine after the other."""
-    judged = build_and_judge(build, str(flow_run.get_id() or ""))
+    evaluated = build_and_evaluate(build, str(flow_run.get_id() or ""))
     released = [
-        release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))
-        for e in judged.engines
+        release_engine(build, e, e.id, evaluated.run, champions[e.id], evaluated.dropped.get(e.id, ""))
+        for e in evaluated.engines
     ]
-    return ReleaseResult(judged, registered_model(build.plan.loaded), tuple(released))
+    return ReleaseResult(evaluated, registered_model(build.plan.loaded), tuple(released))

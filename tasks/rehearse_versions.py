@@ -18,7 +18,7 @@ from engineworks.settings import read_settings
 @task(name="rehearse", task_run_name="{requirements}", cache_policy=NO_CACHE)
 def rehearse_versions(recipes: list[str], requirements: list[str], only: str | None) -> dict[str, Any]:
     """Return the scorecard as JSON."""
-    rehearsal = rehearse([Path(r) for r in recipes], requirements, read_settings(), listener().say, only=only)
+    rehearsal = rehearse([Path(r) for r in recipes], requirements, read_settings(), listener().echo, only=only)
     write_scorecard(rehearsal)
     found = rehearsal.to_json()
     rows = [

@@ -25,7 +25,7 @@ def execute_step(build: Build, step_id: str, key: str) -> Outcome:
     """Run the step with this key; the store decides whether there is anything to do."""
     step, progress = build.plan.steps[key], listener()
     progress.started(step)
-    outcome = run_step(step, build.store, default_pool(), say=progress.say)
+    outcome = run_step(step, build.store, default_pool(), echo=progress.echo)
     progress.finished(step, outcome.seconds)
     return outcome
 

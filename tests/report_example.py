@@ -22,7 +22,7 @@ from engineworks.measure.layers import Layer, Layers
 from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
-from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
+from engineworks.report.background import Background, Before, ChampionValues, Link, Point
 from tests.typed_reports import comparison_json, latency_json, shape_json
 
 NOW = 1_795_200_000.0
@@ -103,7 +103,7 @@ def samples(p50: float, count: int = 900) -> list[float]:
     return [round(float(x), 6) for x in found]
 
 
-def figures(p50: float, batch: int) -> dict[str, Any]:
+def values(p50: float, batch: int) -> dict[str, Any]:
     known = samples(p50)
     return shape_json() | {
         "dims": {"batch": batch}, "latency_ms_p50": p50, "latency_ms_p90": p50 * 1.06, "latency_ms_p99": p50 * 2.8,
@@ -116,11 +116,11 @@ def figures(p50: float, batch: int) -> dict[str, Any]:
 
 def latency(precision: str) -> Latency:
     p50 = P50[precision]
-    sweep = [{**figures(p50 * (1 + b / 40), b), "batch": b} for b in (1, 2, 4, 8, 16, 32)]
-    bulk = figures(p50 * 4, 64) | {"complaints": ["the GPU was throttled: thermal"], "notes": ["p99 is uncertain"]}
+    sweep = [{**values(p50 * (1 + b / 40), b), "batch": b} for b in (1, 2, 4, 8, 16, 32)]
+    bulk = values(p50 * 4, 64) | {"complaints": ["the GPU was throttled: thermal"], "notes": ["p99 is uncertain"]}
     return Latency.from_json(latency_json() | {
         "load_ms": 310.0, "engine_mib": 22.0, "memory_total_mib": 81_000.0, "sweep": sweep,
-        "shapes": {"single": figures(p50, 1), "bulk": bulk}, "notes": [],
+        "shapes": {"single": values(p50, 1), "bulk": bulk}, "notes": [],
         "device": {"readings": [], "complaints": ["bulk: the GPU was throttled: thermal"]},
     })  # fmt: skip
 
@@ -253,6 +253,6 @@ def background(engines: tuple[EngineResult, ...]) -> Background:
                   "accuracy": {"limits": {"int8": {"cosine": 0.99}}}},
         before=Before("fedc", NOW - 86400, changes, ("model.onnx: other contents (77aa → 8c1f) (export)",)),
         points=known,
-        champions={"classifier/fp16/h100": ChampionFigures("classifier", "3", known["classifier/fp16/h100"][3])},
+        champions={"classifier/fp16/h100": ChampionValues("classifier", "3", known["classifier/fp16/h100"][3])},
         runs={e.id: f"{i:032x}" for i, e in enumerate(engines)},
     )  # fmt: skip

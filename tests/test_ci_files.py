@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from engineworks.cli import _run, app
+from engineworks.cli import app, run_command
 
 ROOT = Path(__file__).parents[1]
 STUB = """#!/bin/sh
@@ -99,16 +99,16 @@ def test_the_hook_validates_every_recipe_whatever_file_was_touched(repository: P
     assert not re.search(hook["files"], "docs/recipes.md")
     command = hook["entry"].split()
     assert command[0] == "engineworks"
-    assert _run(command[1:]) == 0
+    assert run_command(command[1:]) == 0
     (repository / "recipes" / "tiny.yaml").write_text("recipe: tiny\n")
-    assert _run(command[1:]) == 2
+    assert run_command(command[1:]) == 2
 
 
 def test_a_plan_as_markdown_names_what_is_to_do_and_why(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = repository / "recipes" / "tiny.yaml"
     text = path.read_text().replace("[fp32, int8]", "[fp32, bf16]").replace("int8: {cosine", "bf16: {cosine")
     path.write_text(text)
-    assert _run(["plan", "recipes/tiny.yaml", "--markdown"]) == 0
+    assert run_command(["plan", "recipes/tiny.yaml", "--markdown"]) == 0
     shown = capsys.readouterr().out
     assert "| tiny/fp32/cpu/build | never built |" in shown
     assert "- **refused** tiny/bf16/cpu: " in shown

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.recipe.schema import recipe_schema
 from engineworks.recipe.yaml_nodes import read_yaml
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = _run(list(arguments))
+    code = run_command(list(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from engineworks.cli import _run, app
+from engineworks.cli import app, run_command
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def test_every_command_has_an_example_of_itself(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_help_of_every_example_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in examples(name):
-        assert _run([*words[1:], "--help"]) == 0
+        assert run_command([*words[1:], "--help"]) == 0
         shown = capsys.readouterr().out
         assert f"{name} [OPTIONS]" in shown
         assert all(f"  {line}\n" in shown for line in COMMANDS[name].examples), "an example is wrapped"
@@ -55,4 +55,4 @@ def test_cheap_examples_work(
         monkeypatch.delenv(variable, raising=False)
     for words in examples(name):
         arguments = [str(tmp_path / "keys") if "~" in word else word for word in words[1:]]
-        assert _run(arguments) == 0, capsys.readouterr().err
+        assert run_command(arguments) == 0, capsys.readouterr().err

@@ -8,9 +8,9 @@ from typing import Any
 
 from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy import OutputAccuracy
-from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.latency_report import Latency, ShapeFigures
+from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.model.fold.report import FoldReport
 
@@ -23,16 +23,16 @@ def output(cosine: float | None = 0.99999, **changes: Any) -> OutputAccuracy:
     return OutputAccuracy.from_json(known | changes)
 
 
-def metric(engine: float | None = 0.9, **changes: Any) -> MetricFigures:
+def metric(engine: float | None = 0.9, **changes: Any) -> MetricValues:
     known: dict[str, Any] = {
         "name": "top1", "kind": "labels", "samples": 597, "lower_is_better": False, "engine": engine, "reference": 0.99,
         "ratio": None if engine is None else engine / 0.99,
     }  # fmt: skip
-    return MetricFigures.from_json(known | changes)
+    return MetricValues.from_json(known | changes)
 
 
-def accuracy(figures: MetricFigures | None = None, **outputs: OutputAccuracy) -> Accuracy:
-    return Accuracy(outputs or {"logits": output()}, figures, 597, (8,))
+def accuracy(values: MetricValues | None = None, **outputs: OutputAccuracy) -> Accuracy:
+    return Accuracy(outputs or {"logits": output()}, values, 597, (8,))
 
 
 def shape_json(p50: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def shape_json(p50: float = 1.0, **changes: Any) -> dict[str, Any]:
     return known | changes
 
 
-def shape(p50: float = 1.0, **changes: Any) -> ShapeFigures:
-    return ShapeFigures.from_json(shape_json(p50, **changes))
+def shape(p50: float = 1.0, **changes: Any) -> ShapeMeasurement:
+    return ShapeMeasurement.from_json(shape_json(p50, **changes))
 
 
 def latency_json(shapes: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

@@ -45,9 +45,11 @@ PROBES, WEIGHTS = "probes", "weights"
 Say = Callable[[str], None]
 
 
-def find_blame(plan: Plan, engine: PlannedEngine, store: Store, settings: Settings, pool: ChildPool, say: Say) -> Blame:
+def find_blame(
+    plan: Plan, engine: PlannedEngine, store: Store, settings: Settings, pool: ChildPool, echo: Say
+) -> Blame:
     """Search. Raises the errors of the steps before the build."""
-    job = _Search(plan, engine, store, pool, say, settings.artifacts / "blame" / engine.id.replace("/", "-"))
+    job = _Search(plan, engine, store, pool, echo, settings.artifacts / "blame" / engine.id.replace("/", "-"))
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / "lock"):
         for left in job.folder.glob(f"**/{SCRATCH}*"):  # of a search that was killed
@@ -66,7 +68,7 @@ class _Search:
     engine: PlannedEngine
     store: Store
     pool: ChildPool
-    say: Say
+    echo: Say
     folder: Path
 
     def run(self) -> Blame:
@@ -93,7 +95,7 @@ class _Search:
         build = self.plan.steps[self.engine.steps["build"]]
         needed = {step.kind: step for step in self.plan.needed([build.inputs["lower"]])}
         for step in needed.values():
-            run_step(step, self.store, self.pool, say=self.say)
+            run_step(step, self.store, self.pool, echo=self.echo)
         return self.store.require(needed[kind].key).path / MODEL_FILE  # type: ignore[index]
 
     def _trials(self) -> tuple[list[Trial], bool]:
@@ -101,7 +103,7 @@ class _Search:
         reference = next(s for s in self.plan.steps.values() if s.kind == "reference")
         for key in reference.inputs.values():
             if self.plan.steps[key].kind == "prepare":
-                run_step(self.plan.steps[key], self.store, self.pool, say=self.say)
+                run_step(self.plan.steps[key], self.store, self.pool, echo=self.echo)
         report = self._comparison()
         served = report.served if report else None
         trials = Trials(
@@ -126,10 +128,10 @@ class _Search:
             return None
         try:
             for step in self.plan.needed([key]):
-                run_step(step, self.store, self.pool, say=self.say)
+                run_step(step, self.store, self.pool, echo=self.echo)
             return self.store.require(key).read(Accuracy)
         except StepError as error:
-            self.say(f"it cannot be compared: {error.message}")
+            self.echo(f"it cannot be compared: {error.message}")
             return None
 
     def _prober(self, lowered: Path) -> EngineProber:
@@ -141,7 +143,7 @@ class _Search:
             _digest_model(lowered),
             self.folder / PROBES,
             self.pool,
-            self.say,
+            self.echo,
         )
 
     def _on(self, graph: Graph, lowered: Path, trial: Trial, budget: Budget, *, suspect: bool) -> Blame | None:

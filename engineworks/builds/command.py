@@ -75,8 +75,8 @@ def recorded_result(
         return None
     origin = recipe_origin(plan, checkout)
     report = settings.runs / run / "report.html"
-    judged = (engine_result(plan, engine, store, {}, samples=samples) for engine in plan.engines)
-    engines = tuple(with_passport(plan, engine, store, origin) for engine in judged)
+    evaluated = (engine_result(plan, engine, store, {}, samples=samples) for engine in plan.engines)
+    engines = tuple(with_passport(plan, engine, store, origin) for engine in evaluated)
     result = assemble_result(plan, engines, store, run=run, failures={})
     return replace(
         result,

@@ -19,7 +19,7 @@ class Listener(Protocol):
 
     def failed(self, step: Step, message: str) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def echo(self, line: str) -> None: ...
 
 
 class Silent:
@@ -37,7 +37,7 @@ class Silent:
     def failed(self, step: Step, message: str) -> None:
         pass
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         pass
 
 

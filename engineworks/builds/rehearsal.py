@@ -64,16 +64,16 @@ class Rehearsal:
 
 
 def rehearse(
-    recipes: Sequence[Path], requirements: Sequence[str], settings: Settings, say: Say, *, only: str | None = None
+    recipes: Sequence[Path], requirements: Sequence[str], settings: Settings, echo: Say, *, only: str | None = None
 ) -> Rehearsal:
     """Build on both sides and compare. Raises `InputError` for an environment that cannot be made or a bad recipe."""
     root = settings.artifacts / "rehearse"
-    python = make_environment(requirements, root / "environments", say)
+    python = make_environment(requirements, root / "environments", echo)
     sides = {}
     for name, executable in (("present", Path(sys.executable)), (python.parents[1].name, python)):
-        say(f"building with {'the present versions' if name == 'present' else ', '.join(requirements)}")
-        sides[name] = _build(executable, recipes, root / name, settings, say, only)
-    timed = _time_interleaved(recipes, root / "present", sides, (Path(sys.executable), python), settings, say)
+        echo(f"building with {'the present versions' if name == 'present' else ', '.join(requirements)}")
+        sides[name] = _build(executable, recipes, root / name, settings, echo, only)
+    timed = _time_interleaved(recipes, root / "present", sides, (Path(sys.executable), python), settings, echo)
     changes = compare_builds(sides["present"], sides[python.parents[1].name], timed)
     file = root / python.parents[1].name / SCORECARD_FILE
     found = Rehearsal(tuple(requirements), tuple(changes), file)
@@ -83,7 +83,7 @@ def rehearse(
 
 def _time_interleaved(
     recipes: Sequence[Path], artifacts: Path, sides: Mapping[str, Sequence[Mapping[str, Any]]], pythons: Sequence[Path],
-    settings: Settings, say: Say,
+    settings: Settings, echo: Say,
 ) -> dict[str, Mapping[str, Comparison]]:  # fmt: skip
     """By engine and shape: the rehearsed over the present version, of engines whose bytes differ or whose runtime
     does. An engine that cannot be timed so is said, and compared by the measurements of both builds."""
@@ -96,14 +96,14 @@ def _time_interleaved(
     for plan, engine in ((p, e) for p in plans for e in p.engines):
         if "measure" not in engine.steps or not all(engine.id in side for side in measured):
             continue
-        say(f"{engine.id}: both versions, interleaved")
+        echo(f"{engine.id}: both versions, interleaved")
         pairs = [(python, side[engine.id]) for python, side in zip(pythons, measured, strict=True)]
         try:
             found[engine.id] = time_interleaved(
                 engine, plan.steps[engine.steps["measure"]], store, pairs, _environ(artifacts, settings)
             )
         except EngineworksError as error:
-            say(f"{engine.id}: not measured interleaved: {error.message}")
+            echo(f"{engine.id}: not measured interleaved: {error.message}")
     return found
 
 
@@ -121,7 +121,7 @@ def _environ(artifacts: Path, settings: Settings) -> dict[str, str]:
 
 
 def _build(
-    python: Path, recipes: Sequence[Path], artifacts: Path, settings: Settings, say: Say, only: str | None
+    python: Path, recipes: Sequence[Path], artifacts: Path, settings: Settings, echo: Say, only: str | None
 ) -> list[Mapping[str, Any]]:
     """Run `engineworks build` and return its results, one per recipe."""
     artifacts.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from engineworks.errors import (
 )
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
+from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.ladder.ladder import TargetLadder
@@ -277,8 +277,8 @@ def build_notes(engines: Iterable[EngineResult]) -> tuple[str, ...]:
 
 def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
     """Return notes on the recipe's waivers that accepted nothing."""
-    judged = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
-    return tuple(idle_waivers(plan.loaded.recipe.waivers, judged, plan.today))
+    evaluated = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
+    return tuple(idle_waivers(plan.loaded.recipe.waivers, evaluated, plan.today))
 
 
 def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
@@ -313,7 +313,9 @@ def _judge(
 ) -> Verdict:
     recipe = plan.loaded.of(engine.target).recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
-    verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    verdict = evaluate_gates(
+        accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because
+    )
     against_champion = regression_checks(
         recipe.performance.regression, engine.champion, comparison=comparison, latency=latency, accuracy=accuracy,
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
@@ -335,7 +337,7 @@ def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failur
 def _latency(artifact: Artifact | None, samples: bool) -> Latency | None:
     if artifact is None:
         return None
-    return artifact.read(Latency) if samples else artifact.read_figures(Latency, LONGEST_LIST)
+    return artifact.read(Latency) if samples else artifact.read_measurements(Latency, LONGEST_LIST)
 
 
 def _layers(artifact: Artifact | None) -> Layers | None:

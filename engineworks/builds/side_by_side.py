@@ -47,7 +47,7 @@ def _peer_rows(
         for shape in shapes:
             yield ComparisonRow(name, peer.title, peer.precision, shape, note=_why_not(plan, peer, failures))
         return
-    report = artifact.read_figures(PeerLatency, 1)
+    report = artifact.read_measurements(PeerLatency, 1)
     right = _is_right(report.outputs)
     device = report.facts.get("device") if "," not in peer.title else None
     title = f"{peer.title}, {str(device).upper()}" if device else peer.title
@@ -73,15 +73,15 @@ def _at_shapes(
     row: ComparisonRow, report: Latency | PeerLatency, outputs: Mapping[str, OutputAccuracy], shapes: Sequence[str]
 ) -> Iterator[ComparisonRow]:
     for shape in shapes:
-        figures = report.shapes.get(shape)
-        if figures:
+        values = report.shapes.get(shape)
+        if values:
             yield replace(
                 row,
                 shape=shape,
-                note="; ".join([*filter(None, [row.note]), *figures.complaints]),
+                note="; ".join([*filter(None, [row.note]), *values.complaints]),
                 load_ms=report.load_ms,
                 cosine={name: output.cosine for name, output in outputs.items()},
-                **{field: getattr(figures, field) for field in _FIGURES},
+                **{field: getattr(values, field) for field in _FIGURES},
             )
 
 

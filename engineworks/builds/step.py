@@ -38,10 +38,10 @@ class Outcome:
     seconds: float
 
 
-def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], None]) -> Outcome:
+def run_step(step: Step, store: Store, pool: ChildPool, *, echo: Callable[[str], None]) -> Outcome:
     """Run the step unless the store has it. Raises `StepError` or `InputError`; then nothing is stored."""
     start = time.monotonic()
-    stored = store.get(step.key, say=say)
+    stored = store.get(step.key, echo=echo)
     if stored is not None:
         return Outcome(step.id, step.key, "reused", 0.0)
     inputs = {role: store.require(key).path for role, key in step.inputs.items()}

@@ -226,10 +226,10 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
             metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
         metrics["load_ms"] = engine.latency.load_ms
-        for shape, figures in engine.latency.shapes.items():
-            metrics |= {f"{k}/{shape}": getattr(figures, k) for k in _LATENCY_METRICS}
-            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := getattr(figures, k)) is not None}
-            metrics |= {f"samples_per_s/{shape}/streams_{s.streams}": s.samples_per_s for s in figures.streams}
+        for shape, values in engine.latency.shapes.items():
+            metrics |= {f"{k}/{shape}": getattr(values, k) for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := getattr(values, k)) is not None}
+            metrics |= {f"samples_per_s/{shape}/streams_{s.streams}": s.samples_per_s for s in values.streams}
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
@@ -256,13 +256,13 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     """
     first = engine.latency.first if engine.latency else None
     cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
-    figures: dict[str, Any] = {
+    values: dict[str, Any] = {
         "p50_ms": first and first.latency_ms_p50, "p99_ms": first and first.latency_ms_p99,
         "samples_per_s": first and first.throughput_per_s, "memory_mib": first and first.memory_mib,
         "worst_cosine": math.nan if engine.accuracy and cosine is None else cosine,
         "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
-    return {name: float(value) for name, value in figures.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:

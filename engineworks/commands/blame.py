@@ -74,7 +74,7 @@ def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str
         if name not in planned:
             raise InputError(f"{name}: its target cannot run it, so that nothing is built", hint="see engineworks plan")
         plan, engine = planned[name]
-        found.append(find_blame(plan, engine, store, settings, default_pool(), listener().say))
+        found.append(find_blame(plan, engine, store, settings, default_pool(), listener().echo))
     return found
 
 
@@ -94,14 +94,14 @@ def blame_failures(plans: Sequence[Plan], results: Sequence[BuildResult], settin
 def print_blame(found: Blame) -> None:
     from engineworks.report.blame import shown_error
 
-    terminal.say(found.message)
+    terminal.echo(found.message)
     for line in found.details:
-        terminal.say(f"  {line}")
+        terminal.echo(f"  {line}")
     if found.pieces:
         rows = [(p["node"], *map(shown_error, (p["effect"], p["error"])), p["tensor"]) for p in found.pieces[:10]]
         terminal.print_table(("piece of the lowered model", "error of outputs", "own error", "tensor"), rows)
     if found.bundle:
-        terminal.say(f"  without Engineworks: cd {found.bundle} && python run.py")
+        terminal.echo(f"  without Engineworks: cd {found.bundle} && python run.py")
 
 
 def _recipe_of(engine: str) -> Path:

@@ -38,7 +38,7 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
         terminal.print_json(changes.to_json())
     elif quiet:
         for recipe in changes.to_build:
-            terminal.say(recipe.file)
+            terminal.echo(recipe.file)
     else:
         _say(changes)
     if changes.broken:
@@ -48,20 +48,20 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
 
 def _say(changes: Changes) -> None:
     for recipe in changes.recipes:
-        terminal.say(f"{recipe.file}: {recipe.state}" + _some(recipe.reasons))
+        terminal.echo(f"{recipe.file}: {recipe.state}" + _some(recipe.reasons))
         groups: dict[tuple[str, tuple[str, ...]], list[EngineChange]] = {}
         for engine in recipe.engines:
             if engine.state != "unchanged":
                 groups.setdefault((engine.state, engine.reasons), []).append(engine)
         if recipe.state == "changed":
             for (state, reasons), engines in groups.items():
-                terminal.say(f"  {state}: {', '.join(e.id for e in engines)}" + _some(reasons))
+                terminal.echo(f"  {state}: {', '.join(e.id for e in engines)}" + _some(reasons))
     count = sum(len(recipe.to_build) for recipe in changes.recipes)
     recipes = f"{len(changes.to_build)} of {len(changes.recipes)} recipes"
-    terminal.say(f"since {changes.since} ({changes.commit[:12]}): {recipes}, {count} engines")
+    terminal.echo(f"since {changes.since} ({changes.commit[:12]}): {recipes}, {count} engines")
     if changes.assumed:
         names = ", ".join(changes.assumed[:SHOWN]) + (", …" if len(changes.assumed) > SHOWN else "")
-        terminal.say(f"not in git, counted as unchanged: {len(changes.assumed)} files ({names})")
+        terminal.echo(f"not in git, counted as unchanged: {len(changes.assumed)} files ({names})")
 
 
 def _some(reasons: tuple[str, ...]) -> str:

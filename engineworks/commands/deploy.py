@@ -51,4 +51,4 @@ def deploy(
         terminal.print_json({"made": lines})
     elif not quiet:
         for line in lines:
-            terminal.say(line)
+            terminal.echo(line)

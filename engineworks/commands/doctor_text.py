@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engineworks.report.terminal import print_table, say
+from engineworks.report.terminal import echo, print_table
 
 if TYPE_CHECKING:
     from engineworks.commands.doctor import Findings, TargetHere
@@ -15,12 +15,12 @@ def print_findings(findings: Findings) -> None:
     print_table(("library", "version", "for"), libraries)
     targets = ((target.name, target.build or "yes", _run_and_measure(target)) for target in findings.targets)
     print_table(("target", "build here", "run and measure here"), targets)
-    say(findings.python_says)
-    say(_gpu_line(findings))
+    echo(findings.python_says)
+    echo(_gpu_line(findings))
     for conflict in findings.conflicts:
-        say(f"conflict: {conflict}")
+        echo(f"conflict: {conflict}")
     if not findings.conflicts:
-        say("no conflicts")
+        echo("no conflicts")
 
 
 def _run_and_measure(target: TargetHere) -> str:

@@ -50,7 +50,7 @@ def generate(
     if as_json:
         terminal.print_json({"engine": engine, "prompt": prompt, "text": "".join(pieces)})
     else:
-        terminal.say("")
+        terminal.echo("")
 
 
 def _built(name: str, settings: Settings) -> Generator:

@@ -27,6 +27,6 @@ def keygen(
     if as_json:
         terminal.print_json({"private": str(private), "public": str(public), "key_id": key_id})
         return
-    terminal.say(f"key {key_id}")
-    terminal.say(f"to sign:   export ENGINEWORKS_SIGNING_KEY={private}  (keep it secret)")
-    terminal.say(f"to verify: export ENGINEWORKS_TRUSTED_KEYS={public}")
+    terminal.echo(f"key {key_id}")
+    terminal.echo(f"to sign:   export ENGINEWORKS_SIGNING_KEY={private}  (keep it secret)")
+    terminal.echo(f"to verify: export ENGINEWORKS_TRUSTED_KEYS={public}")

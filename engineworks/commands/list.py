@@ -45,6 +45,6 @@ def list_things(
         if listing.rows:
             terminal.print_table(listing.headings, listing.rows, optional=listing.optional)
         elif not listing.note:
-            terminal.say(f"no {listing.kind}")
+            terminal.echo(f"no {listing.kind}")
         if listing.note:
-            terminal.say(listing.note)
+            terminal.echo(listing.note)

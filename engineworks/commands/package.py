@@ -50,9 +50,9 @@ def package(
         )
     else:
         for model in models:
-            terminal.say(f"{model}")
+            terminal.echo(f"{model}")
         for engine in left:
-            terminal.say(f"left out: {engine.id} {engine.message}")
+            terminal.echo(f"left out: {engine.id} {engine.message}")
     raise typer.Exit(most_severe(engine.exit_code for engine in left))
 
 

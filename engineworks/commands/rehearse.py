@@ -36,13 +36,13 @@ def rehearse(
     settings = read_settings()
 
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
-        found = run([Path(p) for p in recipes], with_, settings, listener().say, only=any_of(only))
+        found = run([Path(p) for p in recipes], with_, settings, listener().echo, only=any_of(only))
     page = write_scorecard(found)
     if as_json:
         terminal.print_json(found.to_json())
     else:
         rows = [(c.engine, c.present, c.rehearsed, "; ".join(c.notes) or "as before") for c in found.changes]
         terminal.print_table(("engine", "present", ", ".join(found.requirements), "change"), rows)
-        terminal.say(f"scorecard: {page}")
+        terminal.echo(f"scorecard: {page}")
     if found.worse:
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -41,5 +41,5 @@ def release(
     else:
         print_results([r.build for r in results], settings, quiet=True, every=every, verbose=verbose)
         for engine in (e for r in results for e in r.engines):
-            terminal.say(f"{engine.id}: {engine.message}")
+            terminal.echo(f"{engine.id}: {engine.message}")
     raise typer.Exit(most_severe(r.exit_code() for r in results))

@@ -47,8 +47,8 @@ def report(
     if as_json:
         terminal.print_json({"run": build.run_id, "html": str(page), "markdown": str(twin)})
     elif markdown:
-        terminal.say(twin.read_text(encoding="utf-8").rstrip("\n"))
+        terminal.echo(twin.read_text(encoding="utf-8").rstrip("\n"))
     else:
-        terminal.say(str(page))
+        terminal.echo(str(page))
     if show:
         typer.launch(page.as_uri())

@@ -25,4 +25,4 @@ def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> Non
         terminal.print_json({"recipe": loaded.name, "releases": [m.to_json() for m in moved]})
         return
     for outcome in moved:
-        terminal.say(f"{outcome.id}: {outcome.message}")
+        terminal.echo(f"{outcome.id}: {outcome.message}")

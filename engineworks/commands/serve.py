@@ -141,7 +141,7 @@ def serve(
         terminal.print_json({"engines": [judged.to_json() for judged in served], "left_out": left_out})
     else:
         for engine in left:
-            terminal.say(f"{engine.id}: {engine.message}")
+            terminal.echo(f"{engine.id}: {engine.message}")
     raise typer.Exit(most_severe([*(j.exit_code for j in served), *(e.exit_code for e in left)]))
 
 
@@ -181,7 +181,7 @@ def _serve(
         for judged in _run(jobs, several, options):
             served.append(judged)
             if not quiet:
-                judged.say()
+                judged.echo()
     return served, left
 
 

@@ -49,13 +49,13 @@ class Judged:
         checks = [check.to_json() for check in self.checks]
         return {"id": self.id, "verdict": worst(self.checks), "checks": checks, "report": self.report}
 
-    def say(self) -> None:
+    def echo(self) -> None:
         more = ""
         if "ready_s" in self.report:
             more = f", ready in {self.report['ready_s']:.2f} s by Triton's backend {self.report['backend']}"
-        terminal.say(f"{self.id}: {worst(self.checks)}{more}")
+        terminal.echo(f"{self.id}: {worst(self.checks)}{more}")
         for check in self.checks:
-            terminal.say(f"  {check.verdict:<12} {check.name}: {check.message}")
+            terminal.echo(f"  {check.verdict:<12} {check.name}: {check.message}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Server:
         with alone_on_this_host():
             self._pool.run(
                 STEP_FUNCTION, {**job, "out": str(out)}, fresh=True, what=job["id"], error=RunError,
-                on_line=None if self._quiet else terminal.say,
+                on_line=None if self._quiet else terminal.echo,
             )  # fmt: skip
         value: Mapping[str, Any] = read_json_file(out / report)
         return value

@@ -28,14 +28,14 @@ def sync(as_json: Json = False, quiet: Quiet = False) -> None:
         terminal.print_json({**sent.to_json(), "published": published, "outage": store.outage})
     elif not quiet:
         for run in sent.builds.values():
-            terminal.say(f"sent to MLflow: run {run}")
+            terminal.echo(f"sent to MLflow: run {run}")
         for message in sent.left:
-            terminal.say(f"still waits: {message}")
+            terminal.echo(f"still waits: {message}")
         if published:
-            terminal.say(f"published in {settings.store}: {published} results")
+            terminal.echo(f"published in {settings.store}: {published} results")
         if store.outage:
-            terminal.say(f"still waits: {store.outage}")
+            terminal.echo(f"still waits: {store.outage}")
         if not (sent.builds or sent.left or published or store.outage):
-            terminal.say("nothing waits to be sent")
+            terminal.echo("nothing waits to be sent")
     if sent.left or store.outage:
         raise typer.Exit(errors.EXIT_STEP_FAILED)

@@ -38,6 +38,6 @@ def verify(
         terminal.print_json({"engines": [{**p.body, "signed_by": p.signed_by or None, **more} for p in passports]})
     elif not quiet:
         for passport in passports:
-            terminal.say(passport.summary())
+            terminal.echo(passport.summary())
         if which:
-            terminal.say(f"this is {which}")
+            terminal.echo(f"this is {which}")

@@ -44,26 +44,26 @@ def why(
 def _print(explanation: Explanation) -> None:
     before, after = explanation.before, explanation.after
     name = after.engine if before.engine == after.engine else f"{before.engine} → {after.engine}"
-    terminal.say(f"{name}: {before.verdict} → {after.verdict}")
-    terminal.say(f"  A: run {before.run}, {age(before.started_at)}")
-    terminal.say(f"  B: run {after.run}, {age(after.started_at)}")
+    terminal.echo(f"{name}: {before.verdict} → {after.verdict}")
+    terminal.echo(f"  A: run {before.run}, {age(before.started_at)}")
+    terminal.echo(f"  B: run {after.run}, {age(after.started_at)}")
     if before.run == after.run:
-        terminal.say("  A and B are the same run")
+        terminal.echo("  A and B are the same run")
         return
     if not explanation.differences:
-        terminal.say("  no input differs" + ("" if explanation.rebuilt else ": every step has the same fingerprint"))
+        terminal.echo("  no input differs" + ("" if explanation.rebuilt else ": every step has the same fingerprint"))
     for difference in explanation.differences:
         read_by = f" [{', '.join(difference.steps)}]" if difference.steps else ""
         place = f"  ({difference.place})" if difference.place else ""
-        terminal.say(f"  {difference.kind:9} {difference.what}{read_by}{place}")
+        terminal.echo(f"  {difference.kind:9} {difference.what}{read_by}{place}")
     if explanation.differences and not explanation.rebuilt and explanation.complete:
-        terminal.say("  no step of this engine reads that: nothing was done anew")
+        terminal.echo("  no step of this engine reads that: nothing was done anew")
     if explanation.rebuilt:
-        terminal.say(f"  so these steps were done anew: {', '.join(explanation.rebuilt)}")
+        terminal.echo(f"  so these steps were done anew: {', '.join(explanation.rebuilt)}")
     if not explanation.complete:
-        terminal.say("  (an older run did not record all of its steps, and the store has them no more)")
+        terminal.echo("  (an older run did not record all of its steps, and the store has them no more)")
     if explanation.effects:
-        terminal.say("  what came of it:")
+        terminal.echo("  what came of it:")
     for effect in explanation.effects:
         note = f"; {effect.note}" if effect.note else ""
-        terminal.say(f"    {effect.name}: {effect.before} → {effect.after}{note}")
+        terminal.echo(f"    {effect.name}: {effect.before} → {effect.after}{note}")

@@ -96,7 +96,7 @@ class Refusal:
     assumed: bool = True
     but: tuple[str, ...] = ()
 
-    def say(self, version: str, precision: str, capability: str, found: str = "") -> str:
+    def echo(self, version: str, precision: str, capability: str, found: str = "") -> str:
         fields = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
         fields["operator"] = found.partition(" ")[0]
         return self.message.format(title=CAPABILITIES[self.backend].title, **fields)
@@ -262,7 +262,7 @@ def why_not(
     for capability in compute_capabilities or ("",):
         for refusal in _about(backend, version, capability):
             if precision in refusal.precisions and _concerns(refusal, operators, quantized):
-                message = refusal.say(version, precision, capability, _found(refusal, operators))
+                message = refusal.echo(version, precision, capability, _found(refusal, operators))
                 return message + (f", or leave {capability} out" if len(compute_capabilities) > 1 else "")
     return None
 
@@ -284,7 +284,7 @@ def why_not_target(backend: str, version: str | None, compute_capabilities: Sequ
     for capability in compute_capabilities:
         for refusal in _about(backend, version, capability):
             if not refusal.precisions:
-                return refusal.say(version, "", capability)
+                return refusal.echo(version, "", capability)
         if capability not in named.capabilities:
             return (
                 f"{title} does not build for compute capability {capability}; use {_joined(named.capabilities, 'or')}"

@@ -33,7 +33,7 @@ def check_requirement(text: str) -> tuple[str, str]:
     return match["name"], match["version"]
 
 
-def make_environment(requirements: Sequence[str], folder: Path, say: Callable[[str], None]) -> Path:
+def make_environment(requirements: Sequence[str], folder: Path, echo: Callable[[str], None]) -> Path:
     """Make the environment, unless it is there, and return its Python.
 
     requirements: NAME==VERSION each. Raises `InputError` where pip cannot install one.
@@ -47,7 +47,7 @@ def make_environment(requirements: Sequence[str], folder: Path, say: Callable[[s
     if (place / READY_FILE).is_file():
         return python
     shutil.rmtree(place, ignore_errors=True)
-    say(f"new environment with {', '.join(requirements)}")
+    echo(f"new environment with {', '.join(requirements)}")
     place.parent.mkdir(parents=True, exist_ok=True)
     _call([sys.executable, "-m", "venv", "--without-pip", str(place)], "a new environment cannot be made")
     (packages,) = (place / "lib").glob("python*/site-packages")

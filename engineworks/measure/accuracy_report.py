@@ -28,7 +28,7 @@ MetricKind = Literal["labels", "agreement", "tokens"]
 
 
 @dataclass(frozen=True)
-class MetricFigures(Document):
+class MetricValues(Document):
     """The task metric of engine and fp32.
 
     kind: on labels, as agreement with fp32, or on tokens of text. engine, reference: None if they are no number. ratio:
@@ -71,7 +71,7 @@ class Accuracy(Report):
     FILE = "accuracy.json"
 
     outputs: Outputs
-    metric: MetricFigures | None
+    metric: MetricValues | None
     samples: Count
     batches: tuple[int, ...]
     served: Served | None = None

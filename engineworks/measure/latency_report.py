@@ -33,8 +33,8 @@ class Streams(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeFigures(Document):
-    """The figures of one shape: `measure.latency.LatencyReport` and `steps.shape_figures` say what they mean.
+class ShapeMeasurement(Document):
+    """The figures of one shape: `measure.latency.LatencyReport` and `steps.shape_measurements` say what they mean.
 
     profile: that admits the shape, None for none. tail: whether p99 had to be known. memory_mib: what loading and
     running adds. complaints: disturbances of the device. Those below `complaints` are a decoder's (`steps.decoder`).
@@ -91,7 +91,7 @@ class ShapeFigures(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFigures(ShapeFigures):
+class SweepMeasurement(ShapeMeasurement):
     """One batch of the sweep. shape: the named shape that it equals, which was measured once for both; '' for none."""
 
     batch: Count
@@ -130,8 +130,8 @@ class Latency(Report):
     load_ms: Size
     engine_mib: Size
     memory_total_mib: Size | None
-    shapes: Mapping[str, ShapeFigures]
-    sweep: tuple[SweepFigures | FailedBatch, ...]
+    shapes: Mapping[str, ShapeMeasurement]
+    sweep: tuple[SweepMeasurement | FailedBatch, ...]
     serving: Mapping[str, Any]
     disturbed_before: Count
     notes: tuple[str, ...]
@@ -141,14 +141,14 @@ class Latency(Report):
     loads: Mapping[str, Mapping[str, float]]
 
     @property
-    def first(self) -> ShapeFigures | None:
+    def first(self) -> ShapeMeasurement | None:
         """At the recipe's first named shape."""
         return next(iter(self.shapes.values()), None)
 
     @property
-    def points(self) -> tuple[SweepFigures, ...]:
+    def points(self) -> tuple[SweepMeasurement, ...]:
         """The batches of the sweep that could be run."""
-        return tuple(point for point in self.sweep if isinstance(point, SweepFigures))
+        return tuple(point for point in self.sweep if isinstance(point, SweepMeasurement))
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class PeerLatency(Report):
 
     import_ms: Size
     load_ms: Size
-    shapes: Mapping[str, ShapeFigures]
+    shapes: Mapping[str, ShapeMeasurement]
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
     device: DeviceRecord

@@ -109,10 +109,10 @@ def synthetic_losses(served: Served) -> dict[str, list[Loss]]:
             losses.setdefault(lost.output, []).append(lost)
         return losses
     for visit in served.sequence:
-        for name, figures in visit.outputs.items() if visit.data == "seeded" else ():
-            if figures.records:
-                worst = max(figures.records, key=lambda r: r.error)
-                cosine = min(r.cosine for r in figures.records)
+        for name, values in visit.outputs.items() if visit.data == "seeded" else ():
+            if values.records:
+                worst = max(values.records, key=lambda r: r.error)
+                cosine = min(r.cosine for r in values.records)
                 losses[name].append(Loss(name, dict(visit.lengths) or visit.dims, worst.error, cosine, worst.nonfinite))
     return losses
 
@@ -197,15 +197,15 @@ def _wrong(output: str, served: Served, limits: Sequence[Tolerance]) -> Iterator
     against = _compared_with(served)
     for visit, allowed in zip(served.sequence, limits, strict=True):
         changed = pools.setdefault(str(visit.lengths), set())
-        figures = visit.of(output)
+        values = visit.of(output)
         first = None
         for phase in PHASES:
-            for record in figures.phase(phase):
+            for record in values.phase(phase):
                 changed |= _tipped(visit, output, record)
                 bad = _bad(record, allowed.reference, len(changed) > allowed.changed * visit.samples, against)
                 first = first or ((_phase(phase, record.run, visit), bad) if bad else None)
-        if figures.misshapen:
-            first = (_phase("later", figures.misshapen.run, visit), figures.misshapen.why)
+        if values.misshapen:
+            first = (_phase("later", values.misshapen.run, visit), values.misshapen.why)
         yield first
 
 
@@ -224,8 +224,8 @@ def _bad(record: RowRecord, limit: float, too_many: bool, against: str) -> str:
         return f"{row} differs from {against}" if too_many and record.wrong_samples else ""
     if record.most <= limit:
         return ""
-    figures = f"error {max(record.error, record.most):.3g}, limit {limit:.3g}; cosine {record.cosine:.3g}"
-    return f"{row} differs from {against} ({figures})"
+    values = f"error {max(record.error, record.most):.3g}, limit {limit:.3g}; cosine {record.cosine:.3g}"
+    return f"{row} differs from {against} ({values})"
 
 
 def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
@@ -244,8 +244,8 @@ def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
             if record.most / limit > worst / at_worst:
                 worst, at_worst = record.most, limit
     where = "alone and in batches" if facts.alone else "at other places and beside other rows"
-    figures = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
-    return Finding(name, True, f"{output}: {facts.samples} rows gave the same answer {where} ({figures}).")
+    values = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
+    return Finding(name, True, f"{output}: {facts.samples} rows gave the same answer {where} ({values}).")
 
 
 def _moved(
@@ -272,16 +272,16 @@ def _all_right(output: str, served: Served, limits: Sequence[Tolerance]) -> str:
     shapes = len({_shape(v.dims) for v in sequence})
     profiles = len({v.profile for v in sequence})
     what = f"{shapes} shape{'s' * (shapes > 1)} of {profiles} profile{'s' * (profiles > 1)}"
-    figures = f"largest error of a row {worst:.3g}, limit {limit:.3g}"
+    values = f"largest error of a row {worst:.3g}, limit {limit:.3g}"
     if any(record.wrong_samples is not None for record in served.records(output)):
         changed = {(v.lengths, s) for v in sequence for f in v.of(output).records for s in f.wrong_samples or ()}
-        figures = f"{len(changed)} of {rows.samples} samples differ"
+        values = f"{len(changed)} of {rows.samples} samples differ"
     told = f" Compared with {_compared_with(served)}."
     if reference.why:
         told = f" Compared with fp32, for ONNX Runtime cannot run the lowered model: {reference.why}."
     told += "" if rows.tested else f" Its rows were not told apart: {rows.why}."
     told += f" What was not tried: {'; '.join(served.notes)}." if served.notes else ""
-    return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{told}"
+    return f"{output}: right at {what}, at first and after warm-up, there and back ({values}).{told}"
 
 
 def _phase(phase: str, run: int, visit: ServedVisit) -> str:

@@ -66,14 +66,14 @@ class Slice(Document):
         return not self.why and self.high < LOST_BELOW
 
 
-def slice_figures(names: NDArray[Any], score: Score, *, lower_is_better: bool, draws: int = RESAMPLES) -> list[Slice]:
+def slice_values(names: NDArray[Any], score: Score, *, lower_is_better: bool, draws: int = RESAMPLES) -> list[Slice]:
     """The metric on the rows of each name, in the names' order. names: str[rows].
 
     A metric that cannot be computed on a slice (`ModelError`) gives a slice with the reason.
     """
     parts = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
     upper = ERROR_RATE / len(parts)
-    return [_figures(name, rows, score, lower_is_better, upper, draws) for name, rows in parts.items()]
+    return [_values(name, rows, score, lower_is_better, upper, draws) for name, rows in parts.items()]
 
 
 def sets_of_rows(names: NDArray[Any], draws: int) -> list[Rows]:
@@ -84,7 +84,7 @@ def sets_of_rows(names: NDArray[Any], draws: int) -> list[Rows]:
         asked.append(rows)
         return 1.0, 1.0
 
-    slice_figures(names, note, lower_is_better=False, draws=draws)
+    slice_values(names, note, lower_is_better=False, draws=draws)
     return asked
 
 
@@ -93,7 +93,7 @@ def samples_needed(limit: float, ratio: float) -> int | None:
     return math.ceil(math.log(ERROR_RATE) / math.log(limit / ratio)) if ratio > limit > 0 else None
 
 
-def _figures(name: str, rows: Rows, score: Score, lower: bool, upper: float, count: int) -> Slice:
+def _values(name: str, rows: Rows, score: Score, lower: bool, upper: float, count: int) -> Slice:
     try:
         engine, reference = score(rows)
     except ModelError as error:

@@ -64,6 +64,6 @@ def reaches(value: float, limit: float) -> bool:
     return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
 
 
-def figure(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """Up to six significant digits: 0.99 and 0.9999 must not look alike."""
     return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

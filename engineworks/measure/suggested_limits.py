@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.measure.accuracy_report import MetricFigures
+from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.slices import Slice
 
 MARGIN = 1.5
@@ -32,7 +32,7 @@ class Evidence:
     engine: str
     cosine: float | None
     overall: Slice | None
-    metric: MetricFigures | None
+    metric: MetricValues | None
     nights: Mapping[str, Sequence[float]]
 
     @property

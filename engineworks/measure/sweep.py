@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.measure.latency_report import FailedBatch, SweepFigures
+from engineworks.measure.latency_report import FailedBatch, SweepMeasurement
 
 MEMORY_SHARE = 0.7
 """Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
@@ -41,11 +41,11 @@ class Recommendation:
         return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
 
 
-def sweep_point(figures: SweepFigures | FailedBatch) -> SweepPoint:
+def sweep_point(values: SweepMeasurement | FailedBatch) -> SweepPoint:
     """A point from a measurement's report."""
-    if isinstance(figures, FailedBatch):
-        return SweepPoint(figures.batch, error=figures.error)
-    return SweepPoint(figures.batch, figures.throughput_per_s, figures.latency_ms_p50, figures.memory_mib)
+    if isinstance(values, FailedBatch):
+        return SweepPoint(values.batch, error=values.error)
+    return SweepPoint(values.batch, values.throughput_per_s, values.latency_ms_p50, values.memory_mib)
 
 
 def recommend(

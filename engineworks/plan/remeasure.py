@@ -36,7 +36,7 @@ def measured_again(
 def _disturbed(store: Store, key: str, budgets: Mapping[str, Budget], by_history: bool) -> bool:
     if not store.has(key) or (artifact := store.get(key)) is None or Latency.FILE not in artifact.files:
         return False
-    report = artifact.read_figures(Latency, 1)
+    report = artifact.read_measurements(Latency, 1)
     if by_history and any(shape.complaints for shape in report.shapes.values()):
         return True
     return bool(disturbed_budgets(report, budgets))

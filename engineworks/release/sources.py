@@ -47,10 +47,10 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
     engines that this host could not run."""
     origin = recipe_origin(plan)
     packaged, left = [], []
-    judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
-    statements = ladder_statements(ladders(plan, judged, store))
-    for judged_engine in judged:
-        engine = with_passport(plan, judged_engine, store, origin)
+    evaluated = [engine_result(plan, planned, store, {}) for planned in plan.engines]
+    statements = ladder_statements(ladders(plan, evaluated, store))
+    for evaluated_engine in evaluated:
+        engine = with_passport(plan, evaluated_engine, store, origin)
         if statements.get(engine.id, "").startswith("dropped"):
             left.append(LeftOut(engine.id, "dropped", statements[engine.id]))
         elif engine.path is None or engine.passport is None:
@@ -87,10 +87,10 @@ def champion_engines(
     return packaged, left
 
 
-def require_some(engines: list[PackagedEngine], left: list[LeftOut], say: Callable[[LeftOut], str]) -> None:
+def require_some(engines: list[PackagedEngine], left: list[LeftOut], echo: Callable[[LeftOut], str]) -> None:
     """Raises `InputError` if no engine can be packaged."""
     if not engines:
-        raise InputError("there is no engine to package:\n" + "\n".join(map(say, left)))
+        raise InputError("there is no engine to package:\n" + "\n".join(map(echo, left)))
 
 
 def _why(engine: EngineResult) -> str:

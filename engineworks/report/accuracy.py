@@ -23,8 +23,8 @@ from engineworks.report.blocks import (
     significant,
     table,
 )
-from engineworks.report.figures import dims_text
 from engineworks.report.palette import precision_of, short
+from engineworks.report.values import dims_text
 
 Compared = Mapping[str, Accuracy]
 """Reports by engine."""

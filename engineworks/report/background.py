@@ -35,7 +35,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class ChampionFigures:
+class ChampionValues:
     """The version that is served now, and the figures of its run; None where the run lacks them."""
 
     model: str
@@ -71,7 +71,7 @@ class Background:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     before: Before | None = None
     points: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
-    champions: Mapping[str, ChampionFigures] = field(default_factory=dict)
+    champions: Mapping[str, ChampionValues] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()

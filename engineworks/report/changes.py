@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.regression import Comparison
 from engineworks.report.ages import age, day
-from engineworks.report.background import Background, ChampionFigures, Point
+from engineworks.report.background import Background, ChampionValues, Point
 from engineworks.report.blocks import (
     Block,
     Bullets,
@@ -45,7 +45,7 @@ def _champions(result: BuildResult, background: Background) -> Block:
     return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Text("")
 
 
-def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
+def _champion(engine: EngineResult, champion: ChampionValues) -> list[Cell]:
     then = champion.point
     shapes = engine.latency.shapes if engine.latency else {}
     shape = next(iter(shapes), "")

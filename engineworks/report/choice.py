@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.report.blocks import Block, Plot, Section, Text, blocks_of
-from engineworks.report.figures import shapes_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
 from engineworks.report.plots import Choice, pareto_plot
+from engineworks.report.values import shapes_of
 
 CAPTION = "area: size of the engine; hollow: its gate did not pass; line: nothing that passed is better in all three"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.report.blocks import Cell, Column, Table
-from engineworks.report.figures import dims_text, figure
+from engineworks.report.values import dims_text, number_text
 
 NUMBERS = ("p50 ms", "p99 ms", "samples/s", "MiB", "load ms", "cosine")
 
@@ -36,13 +36,13 @@ def _cells(row: ComparisonRow) -> tuple[Cell, ...]:
     texts = (
         row.framework,
         row.precision,
-        figure(row.latency_ms_p50, 3),
-        figure(row.latency_ms_p99, 3),
-        figure(row.throughput_per_s, 0),
-        figure(row.memory_mib, 1),
-        figure(row.load_ms, 1),
+        number_text(row.latency_ms_p50, 3),
+        number_text(row.latency_ms_p99, 3),
+        number_text(row.throughput_per_s, 0),
+        number_text(row.memory_mib, 1),
+        number_text(row.load_ms, 1),
         _cosines(row.cosine or {}),
-        figure(row.speedup, 2),
+        number_text(row.speedup, 2),
     )
     return (*map(Cell, texts), Cell(row.note.splitlines()[0] if row.note else "", tone="muted"))
 
@@ -50,5 +50,5 @@ def _cells(row: ComparisonRow) -> tuple[Cell, ...]:
 def _cosines(cosine: Mapping[str, float | None]) -> str:
     """The number alone for one output; with several outputs each with its name."""
     if len(cosine) == 1:
-        return figure(next(iter(cosine.values())), 5)
-    return ", ".join(f"{name} {figure(value, 5) or 'none'}" for name, value in cosine.items())
+        return number_text(next(iter(cosine.values())), 5)
+    return ", ".join(f"{name} {number_text(value, 5) or 'none'}" for name, value in cosine.items())

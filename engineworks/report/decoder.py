@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.decoder.report import Continuation
 from engineworks.measure.decoder.texts import greedy_agreement
-from engineworks.measure.latency_report import SweepFigures
+from engineworks.measure.latency_report import SweepMeasurement
 from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, blocks_of, engine_cell, number, table
-from engineworks.report.figures import dims_text, shapes_of
 from engineworks.report.plots import Curve, sweep_plot
+from engineworks.report.values import dims_text, shapes_of
 
 PARTING = " ⟨parts here⟩ "
 """Set into a continuation where it leaves fp32's."""
@@ -51,7 +51,7 @@ def _speed(measured: list[EngineResult]) -> Block | None:
 def _swept(engine: EngineResult, plots: bool) -> Fold:
     """The sweep over streams and prompt of one engine, drawn and as a table."""
     points = engine.latency.sweep if engine.latency else ()
-    ran = [point for point in points if isinstance(point, SweepFigures)]
+    ran = [point for point in points if isinstance(point, SweepMeasurement)]
     columns = [
         Column("streams", number=True), Column("prompt", number=True), Column("tokens/s", number=True),
         Column("ms per token", number=True), Column("first token ms", number=True), Column(""),
@@ -60,7 +60,7 @@ def _swept(engine: EngineResult, plots: bool) -> Fold:
         [
             number(p.dims["streams"], 0), number(p.dims["prompt"], 0),
             *([number(p.tokens_per_s, 1), number(p.latency_ms_p50, 3), number(p.first_token_ms, 2), Cell("")]
-              if isinstance(p, SweepFigures) else [Cell(""), Cell(""), Cell(""), Cell(p.error, tone="fail")]),
+              if isinstance(p, SweepMeasurement) else [Cell(""), Cell(""), Cell(""), Cell(p.error, tone="fail")]),
         ]
         for p in points
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def _swept(engine: EngineResult, plots: bool) -> Fold:
     )
 
 
-def _curves(points: Sequence[SweepFigures]) -> list[Curve]:
+def _curves(points: Sequence[SweepMeasurement]) -> list[Curve]:
     """One curve for each length of a prompt."""
     prompts = sorted({point.dims["prompt"] for point in points})
     own = {prompt: [p for p in points if p.dims["prompt"] == prompt] for prompt in prompts}

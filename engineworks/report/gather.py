@@ -17,7 +17,7 @@ from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import StoreError, TrackingError
 from engineworks.measure.layers import Layers
 from engineworks.report.ages import day
-from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
+from engineworks.report.background import Background, Before, ChampionValues, Link, Point
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
@@ -91,7 +91,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
 
 
 def _champion_layers(
-    tracking: Tracking, result: BuildResult, champions: Mapping[str, ChampionFigures], runs: Mapping[str, RunSummary]
+    tracking: Tracking, result: BuildResult, champions: Mapping[str, ChampionValues], runs: Mapping[str, RunSummary]
 ) -> Iterator[tuple[str, Layers]]:
     """Layers of the champions that another run measured."""
     for engine in result.engines:
@@ -181,7 +181,7 @@ def _points(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSumma
     return points
 
 
-def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> dict[str, ChampionFigures]:
+def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> dict[str, ChampionValues]:
     """Those that the plan knew; where the recipe asks for no comparison, those of the registry."""
     planned = {e["id"]: e["champion"] for e in plan.get("engines", ()) if e.get("champion")}
     versions = {engine: (c["model"], c["version"], c["run"]) for engine, c in planned.items()}
@@ -191,7 +191,7 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
         listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in behind.items()}
         versions = {engine: known[:3] for engine, known in listed.items() if known[3] == engine}  # no smoke build's
     return {
-        engine: ChampionFigures(model, version, _point_of_run(tracking, run))
+        engine: ChampionValues(model, version, _point_of_run(tracking, run))
         for engine, (model, version, run) in versions.items()
     }
 

@@ -53,32 +53,34 @@ def _heading(steps: Sequence[StepFact], columns: Mapping[str, int], column: int)
 
 
 def _places(steps: Sequence[StepFact], columns: Mapping[str, int]) -> dict[str, tuple[float, float]]:
-    wish = _wishes(steps)
+    wish_y = _wish_ys(steps)
     placed: dict[str, tuple[float, float]] = {}
     for column in set(columns.values()):
         below = 0.0
-        for key in sorted((k for k in columns if columns[k] == column), key=lambda k: wish[k]):
-            y = max(below, wish[key] * (BOX_H + GAP_Y))
+        for key in sorted((k for k in columns if columns[k] == column), key=lambda k: wish_y[k]):
+            y = max(below, wish_y[key] * (BOX_H + GAP_Y))
             placed[key] = (column * (BOX_W + GAP_X) + 1.0, TOP + y)
             below = y + BOX_H + GAP_Y
     return placed
 
 
-def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
+def _wish_ys(steps: Sequence[StepFact]) -> dict[str, float]:
     """The row that each step would like: an engine's steps share one; others stand in the middle of those that read
     them; the reference, which every engine reads, stands below."""
     rows: dict[str, float] = {}
-    wish: dict[str, float] = {}
+    wish_y: dict[str, float] = {}
     for step in steps:
         owner = KINDS[step.kind].owner if step.kind in KINDS else "command"
         if owner in ("engine", "peer"):
             name = "/".join(step.id.split("/")[:3]) if owner == "engine" else step.id
-            wish[step.key] = rows.setdefault(name, float(len(rows)))
+            wish_y[step.key] = rows.setdefault(name, float(len(rows)))
     for kind in (name for name, row in reversed(KINDS.items()) if row.owner == "recipe"):
         for step in (s for s in steps if s.kind == kind):
-            readers = [wish[s.key] for s in steps if step.key in s.inputs and s.key in wish and s.kind != "reference"]
-            wish[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)
-    return {s.key: wish.get(s.key, float(len(rows))) for s in steps}
+            readers = [
+                wish_y[s.key] for s in steps if step.key in s.inputs and s.key in wish_y and s.kind != "reference"
+            ]
+            wish_y[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)
+    return {s.key: wish_y.get(s.key, float(len(rows))) for s in steps}
 
 
 def _box(step: StepFact, x: float, y: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engineworks.measure.ladder import estimate as ladder_estimate
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
 from engineworks.report.blocks import Cell, Column, Table, table
-from engineworks.report.figures import figure
+from engineworks.report.values import number_text
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ where no other candidate that passed is at least as good in quality, latency and
 
 def _cells(candidate: Candidate) -> tuple[Cell, ...]:
     numbers = (
-        figure(candidate.metric, 4),
-        figure(candidate.cosine, 5),
-        figure(candidate.quality, 4),
-        figure(candidate.latency_ms, 3),
-        figure(candidate.estimate, 2),
-        figure(candidate.bytes / 2**20 if candidate.bytes else None, 2),
+        number_text(candidate.metric, 4),
+        number_text(candidate.cosine, 5),
+        number_text(candidate.quality, 4),
+        number_text(candidate.latency_ms, 3),
+        number_text(candidate.estimate, 2),
+        number_text(candidate.bytes / 2**20 if candidate.bytes else None, 2),
     )
     outcome = "chosen" if candidate.chosen else f"dropped: {candidate.dropped}"
     return (

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engineworks.report.counting import many
-from engineworks.report.terminal import print_table, say_wrapped, style_of
+from engineworks.report.terminal import echo_wrapped, print_table, style_of
 
 if TYPE_CHECKING:
     from engineworks.plan.plan import Plan
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: bool) -> None:
     """every: also each step for another GPU and each refused engine. verbose: also keys, and steps without use."""
     for plan in plans:
-        say_wrapped(_counts(plan), "  ")
+        echo_wrapped(_counts(plan), "  ")
         if quiet:
             continue
         steps = list(_shown(plan, verbose, every))
@@ -28,7 +28,7 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: boo
             print_table(("step", "state", "why"), rows, styles={i: style_of(row[1]) for i, row in enumerate(rows)})
         if not every and (lines := list(_grouped(plan))):
             for line in (*lines[:-1], f"{lines[-1]}; --all lists them"):
-                say_wrapped(line, "  ")
+                echo_wrapped(line, "  ")
 
 
 def _counts(plan: Plan) -> str:

@@ -60,7 +60,7 @@ class Shown(Protocol):
 
     def failed(self, step: Step, message: str) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def echo(self, line: str) -> None: ...
 
     def ticking(self, step: Step, seconds: float, expected: float | None) -> None: ...
 
@@ -103,8 +103,8 @@ class Clock:
         self._forget(step)
         self._shown.failed(step, message)
 
-    def say(self, line: str) -> None:
-        self._shown.say(line)
+    def echo(self, line: str) -> None:
+        self._shown.echo(line)
 
     def tick(self) -> None:
         """Report every step that has run for longer than `LONG_S`."""
@@ -140,24 +140,24 @@ class _Lines:
     def planned(self, plan: Plan) -> None:
         cached = sum(1 for s in plan.steps.values() if s.state == "cached")
         engines, steps = many(len(plan.engines), "engine"), many(len(plan.to_do), "step")
-        self.say(f"{plan.recipe}: {engines}, {steps} to do, {cached} cached")
+        self.echo(f"{plan.recipe}: {engines}, {steps} to do, {cached} cached")
 
     def started(self, step: Step) -> None:
         if self._verbose:
-            self.say(f"{step.id}: started ({step.reason})")
+            self.echo(f"{step.id}: started ({step.reason})")
 
     def finished(self, step: Step, seconds: float) -> None:
-        self.say(f"{step.id}: done in {seconds:.2f} s")
+        self.echo(f"{step.id}: done in {seconds:.2f} s")
 
     def failed(self, step: Step, message: str) -> None:
-        self.say(f"{step.id}: FAILED: {message}")
+        self.echo(f"{step.id}: FAILED: {message}")
 
     def ticking(self, step: Step, seconds: float, expected: float | None) -> None:
         if seconds >= self._next.get(step.key, LONG_S):
             self._next[step.key] = seconds + EVERY_S
-            self.say(f"{step.id}: {time_words(seconds, expected)}")
+            self.echo(f"{step.id}: {time_words(seconds, expected)}")
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         with self._lock:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
@@ -199,7 +199,7 @@ class _Bar:
     def ticking(self, step: Step, seconds: float, expected: float | None) -> None:
         self._progress.update(self._task(step), description=f"{step.id}: {time_words(seconds, expected)}")
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         self._progress.console.print(_escaped(line), highlight=False)
 
     def _advance(self, step: Step) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.report.counting import many
-from engineworks.report.terminal import print_table, say, say_wrapped, style_of
+from engineworks.report.terminal import echo, echo_wrapped, print_table, style_of
 
 if TYPE_CHECKING:
     from engineworks.builds.results import BuildResult, EngineResult
@@ -43,22 +43,22 @@ def _print_result(result: BuildResult, every: bool) -> None:
     from engineworks.report.answer import may_ship
     from engineworks.report.grouping import groups, never_run, refused_groups
 
-    say_wrapped(f"Ship {result.recipe}? {may_ship(result).text}", "  ")
+    echo_wrapped(f"Ship {result.recipe}? {may_ship(result).text}", "  ")
     shown = [e for e in result.engines if every or not never_run(e)]
     _print_engines(result, shown, every)
     for line in _reasons(result, shown):
-        say_wrapped(line, "    ")
+        echo_wrapped(line, "    ")
     if every:
         for group in refused_groups(result.refused):
-            say_wrapped(group.message, "  ")
+            echo_wrapped(group.message, "  ")
     elif grouped := groups(result):
         for group in grouped[:-1]:
-            say_wrapped(group.message, "  ")
-        say_wrapped(f"{grouped[-1].message}; --all lists them", "  ")
+            echo_wrapped(group.message, "  ")
+        echo_wrapped(f"{grouped[-1].message}; --all lists them", "  ")
     for engine in result.engines:
-        _print_figures(engine)
+        _print_values(engine)
     for note in _notes_of_engines(result):
-        say_wrapped(f"note: {note}", "  ")
+        echo_wrapped(f"note: {note}", "  ")
     _print_ladder(result)
     _print_comparison(result)
     _print_notes(result)
@@ -66,16 +66,16 @@ def _print_result(result: BuildResult, every: bool) -> None:
 
 def _print_notes(result: BuildResult) -> None:
     steps = result.steps
-    say(
+    echo(
         f"{result.recipe}: {many(steps.run, 'step')} run, {steps.reused} reused, {steps.failed} failed, "
         f"in {result.seconds:.1f} s"
     )
     if result.not_selected:
-        say(f"{result.recipe}: {many(len(result.not_selected), 'engine')} not part of this run (--only)")
+        echo(f"{result.recipe}: {many(len(result.not_selected), 'engine')} not part of this run (--only)")
     for line in result.warnings:
-        say_wrapped(f"note: {line}", "  ")
+        echo_wrapped(f"note: {line}", "  ")
     if result.report:
-        say(f"report: {result.report}")
+        echo(f"report: {result.report}")
 
 
 def _print_engines(result: BuildResult, shown: Sequence[EngineResult], every: bool) -> None:
@@ -118,10 +118,10 @@ def _print_ladder(result: BuildResult) -> None:
     from engineworks.report.ladder import ladder_tables
 
     for shown in ladder_tables(result.ladder):
-        say_wrapped(f"{result.recipe}, ladder of {shown.ladder.message}", "  ")
+        echo_wrapped(f"{result.recipe}, ladder of {shown.ladder.message}", "  ")
         _print_shown(shown.table)
         for note in shown.notes:
-            say_wrapped(note)
+            echo_wrapped(note)
 
 
 def _print_comparison(result: BuildResult) -> None:
@@ -129,26 +129,26 @@ def _print_comparison(result: BuildResult) -> None:
     from engineworks.report.comparison import comparison_tables
 
     for table in comparison_tables(result.comparison):
-        say(f"{result.recipe}, {table.title}")
+        echo(f"{result.recipe}, {table.title}")
         _print_shown(table)
 
 
-def _print_figures(engine: EngineResult) -> None:
+def _print_values(engine: EngineResult) -> None:
     """What the verdict table does not hold: the device's own time, streams and the batch sweep."""
-    from engineworks.report import figures
+    from engineworks.report import values
 
-    latency = figures.latency_table(engine) if figures.has_device_figures(engine) else None
-    for table in (latency, figures.streams_table(engine), figures.sweep_table(engine)):
+    latency = values.latency_table(engine) if values.has_device_measurements(engine) else None
+    for table in (latency, values.streams_table(engine), values.sweep_table(engine)):
         if table is not None:
-            say(engine.id)
+            echo(engine.id)
             _print_shown(table)
             if table.below:
-                say_wrapped(table.below)
+                echo_wrapped(table.below)
 
 
 def _notes_of_engines(result: BuildResult) -> Iterator[str]:
     """The first complaint about a device, with the number of others; how engines ran differently from the recipe."""
-    from engineworks.report.figures import complaints
+    from engineworks.report.values import complaints
 
     every = [f"{engine.id}: {text}" for engine in result.engines for text in complaints(engine)]
     if every:
@@ -178,9 +178,9 @@ def _print_next(results: Sequence[BuildResult]) -> None:
         (f"{engineworks} init model.onnx", "a recipe for your model"),
     )
     width = max(len(command) for command, _ in commands)
-    say("next:")
+    echo("next:")
     for command, meaning in commands:
-        say_wrapped(f"  {command:{width}}  {meaning}", " " * 6)
+        echo_wrapped(f"  {command:{width}}  {meaning}", " " * 6)
 
 
 def _print_pages(settings: Settings) -> None:
@@ -189,8 +189,8 @@ def _print_pages(settings: Settings) -> None:
     mlflow = open_tracking(settings.artifacts, settings.tracking_uri).ui_hint()
     home = f"DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME={settings.artifacts / 'prefect'}"
     typed = f" {_program('mlflow')} "
-    say(f"MLflow's pages (http://127.0.0.1:5000):  {mlflow.replace(' mlflow ', typed)}")
-    say(f"Prefect's pages (http://127.0.0.1:4200): {home} {_program('prefect')} server start")
+    echo(f"MLflow's pages (http://127.0.0.1:5000):  {mlflow.replace(' mlflow ', typed)}")
+    echo(f"Prefect's pages (http://127.0.0.1:4200): {home} {_program('prefect')} server start")
 
 
 def _program(name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.ladder.ladder import ladder_statements
-from engineworks.report.figures import figure
+from engineworks.report.values import number_text
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,26 @@ def why(engine: EngineResult) -> str:
 
 
 def _metric(engine: EngineResult) -> str:
-    return figure(engine.metric, 4)
+    return number_text(engine.metric, 4)
 
 
 def _cosine(engine: EngineResult) -> str:
     cosine = engine.accuracy.worst_cosine if engine.accuracy else None
-    return "nan" if engine.accuracy and cosine is None else figure(cosine, 5)
+    return "nan" if engine.accuracy and cosine is None else number_text(cosine, 5)
 
 
 def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:
     """A figure at the recipe's first named shape."""
 
     def text(engine: EngineResult) -> str:
-        return figure(getattr(engine.latency and engine.latency.first, key, None), digits)
+        return number_text(getattr(engine.latency and engine.latency.first, key, None), digits)
 
     return text
 
 
 def _size(engine: EngineResult) -> str:
     size = engine.sidecar.get("bytes")
-    return figure(size / 2**20 if size else None, 2)
+    return number_text(size / 2**20 if size else None, 2)
 
 
 COLUMNS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.latency_report import ShapeFigures
+from engineworks.measure.latency_report import ShapeMeasurement
 from engineworks.report.background import Background
 from engineworks.report.blocks import (
     Block,
@@ -21,10 +21,10 @@ from engineworks.report.blocks import (
     significant,
     table,
 )
-from engineworks.report.figures import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
 from engineworks.report.grouping import never_run
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
+from engineworks.report.values import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
 
 LEGEND = "Filled: distribution of the timed runs (root of their number). Line: median; dashes: p99."
 
@@ -37,7 +37,7 @@ def latency_section(result: BuildResult, background: Background, *, plots: bool)
     drawn = [_plot(result, measured, name, background) for name in names] if plots else []
     blocks = blocks_of(
         Text(LEGEND, tone="muted") if plots else None,
-        drawn, [_at_shape(measured, name) for name in names], _all_figures(measured),
+        drawn, [_at_shape(measured, name) for name in names], _all_values(measured),
     )  # fmt: skip
     return Section("latency", "Latency", blocks)
 
@@ -81,26 +81,26 @@ def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
     ]  # fmt: skip
     rows = []
     for engine in measured:
-        figures = shapes_of(engine).get(name)
-        if figures is None:
+        values = shapes_of(engine).get(name)
+        if values is None:
             continue
-        cells = [number(getattr(figures, key), digits) for _, key, digits in _COLUMNS]
-        bad = [*figures.complaints, *figures.notes]
+        cells = [number(getattr(values, key), digits) for _, key, digits in _COLUMNS]
+        bad = [*values.complaints, *values.notes]
         more = f" (and {len(bad) - 1} more below)" if len(bad) > 1 else ""
         warning = Cell(bad[0] + more if bad else "", tone="inconclusive")
-        rows.append([engine_cell(engine.id), *cells, _half_width(figures), warning])
+        rows.append([engine_cell(engine.id), *cells, _half_width(values), warning])
     return table(columns, rows, title=_title(name, measured))
 
 
-def _half_width(figures: ShapeFigures) -> Cell:
-    interval = figures.median_interval
-    if not interval or not figures.latency_ms_p50:
+def _half_width(values: ShapeMeasurement) -> Cell:
+    interval = values.median_interval
+    if not interval or not values.latency_ms_p50:
         return Cell("")
-    share = (interval[1] - interval[0]) / 2 / figures.latency_ms_p50
+    share = (interval[1] - interval[0]) / 2 / values.latency_ms_p50
     return Cell(f"{share:.2%}" if share < 0.1 else f"{share:.0%}", sort=share)
 
 
-def _all_figures(measured: list[EngineResult]) -> Fold | None:
+def _all_values(measured: list[EngineResult]) -> Fold | None:
     own = [fold for e in measured if (fold := _own(e)) is not None]
     summary = (Cell("Every figure and remark, by engine"), Cell(f"{len(own)} engines", tone="muted"))
     return Fold(summary, tuple(own)) if own else None

@@ -28,22 +28,22 @@ NARROWEST = 12
 _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?")
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """One plain line on stdout."""
     sys.stdout.write(line + "\n")
 
 
-def say_wrapped(line: str, indent: str = "") -> None:
+def echo_wrapped(line: str, indent: str = "") -> None:
     """One sentence on stdout: on a terminal broken between words, with its further lines indented; in a pipe whole."""
     if _width() == PIPE_WIDTH:
-        say(line)
+        echo(line)
     else:
-        say("\n".join(textwrap.wrap(line, _width(), subsequent_indent=indent, break_long_words=False,
+        echo("\n".join(textwrap.wrap(line, _width(), subsequent_indent=indent, break_long_words=False,
                                     break_on_hyphens=False)) or line)  # fmt: skip
 
 
-def say_valid(file: str, precisions: int, targets: int) -> None:
-    say(f"{file}: {many(precisions, 'precision')} × {many(targets, 'target')}, valid")
+def echo_valid(file: str, precisions: int, targets: int) -> None:
+    echo(f"{file}: {many(precisions, 'precision')} × {many(targets, 'target')}, valid")
 
 
 def print_json(value: object) -> None:
@@ -59,7 +59,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     """Names and values in two columns."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        say_wrapped(f"{name:{width}}  {value}", " " * (width + 2))
+        echo_wrapped(f"{name:{width}}  {value}", " " * (width + 2))
 
 
 def print_table(
@@ -80,17 +80,17 @@ def print_table(
     shown = [[row[i] for i in kept] for row in ([*headings], *cells)]
     widths, right = _widths(shown), [_is_number(column) for column in zip(*shown, strict=True)]
     colors = _has_colors()
-    say("")
+    echo("")
     for index, row in enumerate(shown, -1):
         for parts in _wrapped(row, widths):
             texts = [f"{t:>{w}}" if r else f"{t:{w}}" for t, w, r in zip(parts, widths, right, strict=True)]
             if colors and styles and index in styles:
                 texts[1] = f"{styles[index]}{texts[1]}{PLAIN}"
             line = f" {'   '.join(texts)}".rstrip()
-            say(f"{GREEN}{line}{PLAIN}" if colors and index == marked and index >= 0 else line)
+            echo(f"{GREEN}{line}{PLAIN}" if colors and index == marked and index >= 0 else line)
         if index < 0:
-            say(" " + "─" * (sum(widths) + 3 * (len(widths) - 1)))
-    say("")
+            echo(" " + "─" * (sum(widths) + 3 * (len(widths) - 1)))
+    echo("")
 
 
 def fitting(

@@ -120,8 +120,8 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
     rows = []
     for engine, points in engines.items():
         values = [v for p in points if (v := p.p50_ms.get(shape)) is not None]
-        figures = (values[0], min(values), max(values), values[-1]) if values else ()
-        cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
+        row_values = (values[0], min(values), max(values), values[-1]) if values else ()
+        cells = [Cell(f"{v:.4g}", sort=v) for v in row_values] or [Cell("")] * 4
         rows.append([engine_cell(engine), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
     yield from blocks_of(table(columns, rows))
 

@@ -44,9 +44,9 @@ def _table(result: BuildResult) -> Table | None:
     listed = sorted(run, key=lambda pair: (pair[0].id in dropped, ROWS.index(pair[0].verdict)))
     cells_of_rows = []
     for engine, row in listed:
-        _, verdict, *figures, why = row.cells
+        _, verdict, *values, why = row.cells
         cells = [Cell(short(engine.id), code=True, link=f"#{anchor(engine.id)}")]
-        cells += [Cell(verdict, tone=row.verdict, sort=SEVERITY.index(row.verdict)), *map(Cell, figures)]
+        cells += [Cell(verdict, tone=row.verdict, sort=SEVERITY.index(row.verdict)), *map(Cell, values)]
         cells_of_rows.append([*cells, Cell(why, tone="muted")])
     return table(columns, cells_of_rows)
 

@@ -87,7 +87,7 @@ def holds_limit(result: Mapping[str, Any]) -> bool:
 
 def sweep(
     client: Client, address: str, model: str, asked: Sequence[Question], offer: Offer, tried: Sequence[Batching],
-    say: Callable[[str], None], *, tries: int = 5,
+    echo: Callable[[str], None], *, tries: int = 5,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure the largest rate of every setting, in one run of the server; afterwards the model has its own again."""
     config = client.config(model)
@@ -96,6 +96,6 @@ def sweep(
         client.load(model, batching.applied(config))
         found = largest_rate(address, model, asked, offer, tries=tries)
         points.append({**batching.to_json(), "rate": found["rate"], "tries": found["tries"]})
-        say(f"{batching}: {found['rate']:.0f} queries/s")
+        echo(f"{batching}: {found['rate']:.0f} queries/s")
     client.load(model, config)
     return points

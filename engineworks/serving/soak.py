@@ -19,7 +19,7 @@ Reading = dict[str, float]
 
 
 def reload_model(
-    client: Client, server: StartedServer, model: str, question: Question, times: int, say: Callable[[str], None]
+    client: Client, server: StartedServer, model: str, question: Question, times: int, echo: Callable[[str], None]
 ) -> dict[str, Any]:
     """Load, ask, unload, `times` times; returns a reading after each unload, and what was answered."""
     readings, answers, seconds = list[Reading](), list[Answers](), list[float]()
@@ -29,7 +29,7 @@ def reload_model(
         client.unload(model)
         readings.append(reading(server))
         if (number + 1) % 25 == 0:
-            say(f"{number + 1} of {times} reloads")
+            echo(f"{number + 1} of {times} reloads")
     return {"readings": readings, "answers": joined(answers).to_json(), "load_s": seconds}
 
 

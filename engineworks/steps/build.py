@@ -33,7 +33,7 @@ def run(job: StepJob) -> None:
         cache=job.path("cache") if "cache" in job.unkeyed else None,
         crashes=job.crashes,
     )
-    report = build.build(request, job.say)
+    report = build.build(request, job.echo)
     engine = job.out / report.file
     sidecar = Sidecar.from_json(
         {

@@ -38,7 +38,7 @@ def run(job: StepJob) -> None:
     job.write_json(RANGES_FILE, {"model": digest_model(model), "data": data, "ranges": ranges.to_json()})
     messages = warnings(ranges, statistics, repeated=watch.repeated)
     for message in messages:
-        job.say(f"warning: {message}")
+        job.echo(f"warning: {message}")
     inputs = {name: statistic.to_json() for name, statistic in statistics.items()}
     report = {**summary(ranges), "data": data, "warnings": list(messages), "inputs": inputs}
     job.write(CalibrationReport.from_json(report, f"{job.id}: {CalibrationReport.FILE}"))
@@ -68,7 +68,7 @@ def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) 
         percentile=settings["percentile"],
         averaging=settings["averaging"],
         samples=samples.count,
-        progress=lambda done: job.say(f"calibrated {done} of {samples.count} samples"),
+        progress=lambda done: job.echo(f"calibrated {done} of {samples.count} samples"),
     )
 
 

@@ -64,7 +64,7 @@ def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> Serv
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
         precision = read_sidecar(job.inputs["build"])["precision"]
-        return ServedComparison(reference, rows, precision, device=device).follow(session, job.say)
+        return ServedComparison(reference, rows, precision, device=device).follow(session, job.echo)
     finally:
         reference.close()
 

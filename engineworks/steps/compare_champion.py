@@ -48,7 +48,7 @@ def run(job: StepJob) -> None:
     try:
         _write(job, report | _compare(job, champion, digest))
     except ChampionError as error:
-        job.say(f"{champion} cannot be run here: {error.message}")
+        job.echo(f"{champion} cannot be run here: {error.message}")
         _write(job, report | _history(job, champion, error.message))
 
 
@@ -68,17 +68,17 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
             fresh = partial(_in_fresh_process, pool, payload, job)
-            report = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+            report = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.echo)
     return {"method": "measured"} | report
 
 
-def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
+def compare_engines(here: Measure, fresh: Measure, seed: int, echo: Callable[[str], None]) -> Report:
     """Make an attempt here; if it finds the candidate slower at any shape, make another by `fresh`. Keeps both."""
     attempts = [here(seed)]
     first = _comparisons(attempts[0])
     second: dict[str, Comparison] = {}
     if any(c.verdict == "fail" for c in first.values()):
-        say("slower than the champion: measured again in a fresh process")
+        echo("slower than the champion: measured again in a fresh process")
         try:
             attempts.append(fresh(seed + 1))
             second = _comparisons(attempts[1])
@@ -86,9 +86,9 @@ def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str
             why = f"the second measurement came to nothing: {error.message}"
             second = {shape: Comparison("inconclusive", None, None, 0, why) for shape in first}
     shapes = {shape: confirm(c, second.get(shape)) for shape, c in first.items()}
-    for shape, figures in shapes.items():
-        ratio = "nothing known" if figures.ratio is None else f"{figures.ratio:.4f} of the champion's time"
-        say(f"{shape}: {figures.verdict}: {ratio}, {figures.rounds} rounds {figures.why}".rstrip())
+    for shape, values in shapes.items():
+        ratio = "nothing known" if values.ratio is None else f"{values.ratio:.4f} of the champion's time"
+        echo(f"{shape}: {values.verdict}: {ratio}, {values.rounds} rounds {values.why}".rstrip())
     return {"shapes": {shape: c.to_json() for shape, c in shapes.items()}, "attempts": attempts}
 
 
@@ -97,7 +97,7 @@ def _comparisons(attempt: Report) -> dict[str, Comparison]:
 
 
 def _in_fresh_process(pool: ChildPool, payload: Mapping[str, Any], job: StepJob, seed: int) -> Report:
-    return pool.run(ATTEMPT, {**payload, "seed": seed}, on_line=job.say, fresh=True, what=job.id, error=RunError)
+    return pool.run(ATTEMPT, {**payload, "seed": seed}, on_line=job.echo, fresh=True, what=job.id, error=RunError)
 
 
 def attempt_in_child(payload: Mapping[str, Any]) -> Report:

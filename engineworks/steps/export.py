@@ -16,7 +16,7 @@ def run(job: StepJob) -> None:
     else:
         report = export_in_sandbox(job)
     for note in report.notes:
-        job.say(note)
+        job.echo(note)
     job.write_json("export.json", report.to_json())
 
 

@@ -23,5 +23,5 @@ def run(job: StepJob) -> None:
         feeds=list(samples.batches([s for s in sizes if s])),
     )
     for fallback in report.fallbacks:
-        job.say(f"folding by {fallback.strategy} was given up: {fallback.why}")
+        job.echo(f"folding by {fallback.strategy} was given up: {fallback.why}")
     job.write(report)

@@ -27,7 +27,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         inputs={role: Path(folder) for role, folder in payload["inputs"].items()},
         unkeyed=payload["unkeyed"],
         out=Path(payload["out"]),
-        say=say,
+        echo=echo,
         crashes=tuple(payload.get("crashes", ())),
         time_limit_s=payload.get("time_limit_s"),
     )
@@ -49,7 +49,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         raise
     if is_full(job.out):  # C++ that does not check its last write
         raise _no_space(job)
-    say(f"took {sum(os.times()[:4]) - before:.2f} s of processor time")
+    echo(f"took {sum(os.times()[:4]) - before:.2f} s of processor time")
     return {"reports": job.reports}
 
 
@@ -79,7 +79,7 @@ def _without_store_paths(message: str, job: StepJob) -> str:
     return message.replace(str(job.out), job.id)
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """Write a line of the step's log."""
     import sys
 

@@ -60,7 +60,9 @@ def write_layers(job: StepJob, run_ms: float) -> None:
     limit_s = time_limit_s(read_sidecar(job.inputs["build"])["bytes"] / 2**20, runs, run_ms)
     try:
         if job.params["target"]["compute_capability"]:
-            answer = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.say)
+            answer = run_in_child(
+                PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.echo
+            )
             layers = Layers.from_json({k: v for k, v in answer.items() if k != "memory_mib_peak"})
         else:
             layers = _timed(payload)

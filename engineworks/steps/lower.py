@@ -58,7 +58,7 @@ def _as_is(job: StepJob) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
     checked = check_as_is(model, job.id)
     save_model(model, job.out / MODEL_FILE)
-    job.say(f"as it is: {checked.quantize_nodes} QuantizeLinear, {checked.dequantize_nodes} DequantizeLinear")
+    job.echo(f"as it is: {checked.quantize_nodes} QuantizeLinear, {checked.dequantize_nodes} DequantizeLinear")
     job.write(Lowering(AS_IS, as_is=checked))
 
 
@@ -113,7 +113,7 @@ def _quantized(job: StepJob, samples: SamplesOf) -> None:
         if name not in quantized.formats.values():
             named = {k.name: k.reason for k in quantized.kept_nodes if k.named == name}
             raise _nothing_lowered(job, named or kept, name)
-    job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {unquantized}")
+    job.echo(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {unquantized}")
     lowered, half = quantized.model, None
     if unquantized != "fp32":
         lowered, half = halve_unquantized(

@@ -25,7 +25,7 @@ from engineworks.measure.served_report import Loss, LoweredFacts, Movement
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.samples import samples_from_json
-from engineworks.steps.served_figures import SAME_SHARE
+from engineworks.steps.served_records import SAME_SHARE
 from engineworks.steps.served_reference import Piece, ShapesPlan, StoredOutputs
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_OUTPUTS_FILE, stacked, write_arrays
@@ -38,7 +38,7 @@ MOST_MOVED = 1.0
 def run(job: StepJob) -> None:
     if job.crashes:
         why = textwrap.shorten(f"ONNX Runtime does not run the lowered model: {job.crashes[0]}", 200, placeholder=" …")
-        job.say(f"engines are compared with fp32: {why}")
+        job.echo(f"engines are compared with fp32: {why}")
         job.write(LoweredFacts(stored=False, why=why, moved=(), lost=()))
         return
     plan = ShapesPlan(job.inputs["reference"])
@@ -53,13 +53,13 @@ def run(job: StepJob) -> None:
     except RunError as error:
         (job.out / SHAPES_OUTPUTS_FILE).unlink(missing_ok=True)
         stored, why = False, _short(error, model)
-        job.say(f"engines are compared with fp32: {why}")
+        job.echo(f"engines are compared with fp32: {why}")
     if not why:
         own = StoredOutputs(plan, job.out if stored else job.inputs["reference"])
         try:
             moved = _moved(plan, rows, model, own)
         except RunError as error:
-            job.say(f"how far one rounding moves the outputs is not known: {_short(error, model)}")
+            job.echo(f"how far one rounding moves the outputs is not known: {_short(error, model)}")
         own.close()
     job.write(LoweredFacts(stored, why, tuple(moved), tuple(lost)))
 

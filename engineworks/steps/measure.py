@@ -25,7 +25,7 @@ from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.layer_times import write_layers
 from engineworks.steps.load_times import measure_loads
-from engineworks.steps.shape_figures import measure_shape
+from engineworks.steps.shape_measurements import measure_shape
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
 
@@ -135,29 +135,29 @@ class NamedShapes:
         return measured
 
     def _named(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
-        figures = {**self._figures(name, at), **at}
-        self._done[repr(sorted(at["dims"].items()))] = (name, figures)
-        self._job.say(f"{name}: p50 {figures['latency_ms_p50']:.4f} ms over {figures['runs']} runs")
-        return figures
+        values = {**self._values(name, at), **at}
+        self._done[repr(sorted(at["dims"].items()))] = (name, values)
+        self._job.echo(f"{name}: p50 {values['latency_ms_p50']:.4f} ms over {values['runs']} runs")
+        return values
 
     def _sweep_point(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
         """Measure a sweep's batch. One that cannot run, for example for lack of memory, is a point with `error`."""
-        shape, figures = self._done.get(repr(sorted(at["dims"].items())), ("", {}))
-        if figures:
-            return {**{k: v for k, v in figures.items() if not k.endswith("samples")}, **at, "shape": shape}
+        shape, values = self._done.get(repr(sorted(at["dims"].items())), ("", {}))
+        if values:
+            return {**{k: v for k, v in values.items() if not k.endswith("samples")}, **at, "shape": shape}
         try:
-            figures = self._figures(name, at)
+            values = self._values(name, at)
         except RunError as error:
-            self._job.say(f"batch {at['batch']}: {error.message}")
+            self._job.echo(f"batch {at['batch']}: {error.message}")
             return {**at, "error": error.message}
-        self._job.say(f"batch {at['batch']}: {figures['throughput_per_s']:.0f} samples/s")
-        return {**figures, **at}
+        self._job.echo(f"batch {at['batch']}: {values['throughput_per_s']:.0f} samples/s")
+        return {**values, **at}
 
-    def _figures(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
+    def _values(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
         """Measure one shape. The sweep's runs are one at a time only."""
         feeds = feeds_at(self._specs, self._samples, at["dims"])
         self._meter.reset()
-        figures = measure_shape(
+        values = measure_shape(
             self._session,
             feeds,
             samples_per_run(self._specs, at["dims"]),
@@ -167,8 +167,8 @@ class NamedShapes:
             peak_mib=self._meter.peak_mib,
             at_work=BackgroundWork() if is_lazy(self._session.facts) else never,
         )
-        memory_mib = figures.pop("peak_mib") - self._before_mib
-        return {**figures, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
+        memory_mib = values.pop("peak_mib") - self._before_mib
+        return {**values, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
 
 
 def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:

@@ -29,7 +29,7 @@ from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
-from engineworks.steps.job import say
+from engineworks.steps.job import echo
 from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import OUTPUTS_FILE, read_reference
 from engineworks.steps.step_job import StepJob
@@ -99,7 +99,7 @@ def _from_sandbox(job: StepJob, samples: SampleFile) -> tuple[Report, dict[str, 
     room = 2 * (job.inputs["reference"] / OUTPUTS_FILE).stat().st_size + (1 << 20)  # fp32's, at twice its width
     what = f"the baseline {peer(job.params['peer']).TITLE}"
     with (
-        Sandbox(FUNCTION, what=what, say=job.say, error=RunError, time_limit_s=job.seconds_left()) as sandbox,
+        Sandbox(FUNCTION, what=what, echo=job.echo, error=RunError, time_limit_s=job.seconds_left()) as sandbox,
         sandbox.ask(request, max_bytes=room, scratch=job.out) as answer,
     ):
         report: Report = answer.value["value"]
@@ -113,7 +113,7 @@ def _from_sandbox(job: StepJob, samples: SampleFile) -> tuple[Report, dict[str, 
 def measure_in_sandbox(request: Mapping[str, Any], _: Outputs, emit: Emit) -> Report:
     """Measure the recipe's own source in this process, a sandbox; emit its outputs as `<run>/<output>`."""
     params, places = request["params"], request["unkeyed"]
-    job = StepJob(request["id"], params, {}, places, Path(tempfile.mkdtemp()), say)
+    job = StepJob(request["id"], params, {}, places, Path(tempfile.mkdtemp()), echo)
     origin = Origin(
         kind=params["source"],
         path=job.path("source"),

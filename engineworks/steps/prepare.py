@@ -23,7 +23,7 @@ from engineworks.tensors import spec_from_json
 def run(job: StepJob) -> None:
     notes = _MAKERS[job.params["kind"]](job)
     for note in notes:
-        job.say(f"note: {note}")
+        job.echo(f"note: {note}")
     report = {"samples": job.params["count"], "of": job.params["total"], "classes": job.params.get("numbers") or {}}
     job.write_json(REPORT_FILE, {**report, "notes": notes})
 

@@ -52,7 +52,7 @@ def run(job: StepJob) -> None:
         session.close()  # one copy of the weights at a time
         model = job.inputs["fold"] / MODEL_FILE
         shapes = ShapesReference(model, ServedRows(samples, plan["ranges"]), plan, axes)
-        job.write_json(SHAPES_FILE, shapes.write(job.out / SHAPES_OUTPUTS_FILE, scale, job.say))
+        job.write_json(SHAPES_FILE, shapes.write(job.out / SHAPES_OUTPUTS_FILE, scale, job.echo))
 
 
 def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:

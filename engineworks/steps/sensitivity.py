@@ -10,7 +10,7 @@ from typing import Any
 
 from engineworks.errors import LoweringError
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, judge
+from engineworks.measure.gates.gates import Check, evaluate_gates
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
@@ -95,12 +95,12 @@ class _Search:
         if key not in self._reports:
             self._reports[key] = self._trials.without(kept)
             held = "" if self._limits is None else f", limits {'hold' if self._good(kept) else 'do not hold'}"
-            self._job.say(f"without {len(key)} nodes: noise {worst_noise(self._reports[key]):.2e}{held}")
+            self._job.echo(f"without {len(key)} nodes: noise {worst_noise(self._reports[key]):.2e}{held}")
         return self._reports[key]
 
     def checks(self, kept: Sequence[Group]) -> tuple[Check, ...]:
         assert self._limits is not None
-        return judge(self.evaluate(kept), None, self._limits, {}).checks
+        return evaluate_gates(self.evaluate(kept), None, self._limits, {}).checks
 
     def _holds(self, kept: Sequence[Group]) -> bool:
         self.evaluate(kept)
@@ -120,6 +120,6 @@ def _summary(report: Accuracy) -> Mapping[str, Any]:
 
 def _trial_logger(job: StepJob) -> Callable[[Trial], None]:
     def log(trial: Trial) -> None:
-        job.say(f"{trial.group.name}: noise {trial.noise:.2e} ({len(trial.group.nodes)} nodes, {trial.seconds:.2f} s)")
+        job.echo(f"{trial.group.name}: noise {trial.noise:.2e} ({len(trial.group.nodes)} nodes, {trial.seconds:.2f} s)")
 
     return log

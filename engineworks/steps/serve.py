@@ -146,7 +146,7 @@ def _serve(
 
 def _loaded(job: StepJob, client: Client, model: str) -> dict[str, Any]:
     report = {"server": client.require_loading(), "model": model, "ready_s": client.load(model)}
-    job.say(f"ready after {report['ready_s']:.2f} s")
+    job.echo(f"ready after {report['ready_s']:.2f} s")
     return {**report, "backend": client.config(model).get("backend")}
 
 
@@ -175,7 +175,7 @@ def _answers(
             answers[protocol] = ask(client, model, asked, keep=kept.__setitem__).to_json()
         if protocol == "grpc" and len(kept) == len(asked):
             metric = _metric(job, [kept[index] for index in range(len(asked))], samples)
-        job.say(f"{protocol}: {answers[protocol]['equal']} of {answers[protocol]['requests']} answers equal")
+        job.echo(f"{protocol}: {answers[protocol]['equal']} of {answers[protocol]['requests']} answers equal")
     answers[f"{CLIENTS} clients"] = ask_at_once(addresses.grpc, "grpc", model, asked, CLIENTS).to_json()
     return answers, metric
 
@@ -214,7 +214,7 @@ def _load(
 def _reload(job: StepJob, client: Client, process: StartedServer, model: str, question: Question) -> dict[str, Any]:
     times = int(job.params.get("reloads", RELOADS))
     client.unload(model)
-    found = reload_model(client, process, model, question, times, job.say)
+    found = reload_model(client, process, model, question, times, job.echo)
     return {**found, "slopes": {name: one.to_json() for name, one in slopes(found["readings"]).items()}}
 
 
@@ -225,7 +225,7 @@ def _sweep(
     wanted = job.params["load"]
     offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], min(SWEEP_S, wanted["seconds"]))
     tried = batching_settings(package.max_batch, DELAYS_US)
-    points = sweep(client, addresses.grpc, model, single, offer, tried, job.say)
+    points = sweep(client, addresses.grpc, model, single, offer, tried, job.echo)
     none = max(point["rate"] for point in points if point["preferred"] is None)
     best = max(points, key=lambda point: point["rate"])
     return {"points": points, "recommended": best, "gain": best["rate"] / none if none else None}

@@ -20,7 +20,7 @@ from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, WARM_RUNS, Stop, row_errors, shown
 from engineworks.measure.served_report import OtherShape, OutputRecords, Served, ServedAgainst, ServedVisit
-from engineworks.steps.served_figures import Places, keep_worst, row_record
+from engineworks.steps.served_records import Places, keep_worst, row_record
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import Arrays, ServedRows
 
@@ -43,7 +43,7 @@ class ServedComparison:
         self._places = Places(reference.plan.axes, reference.plan.scale)
         self.raised = 0
 
-    def follow(self, session: Session, say: Callable[[str], None]) -> Served:
+    def follow(self, session: Session, echo: Callable[[str], None]) -> Served:
         """Return the report: every visit with its worst rows, and what was not tried."""
         start, processor, sequence = time.monotonic(), time.process_time(), []
         for stop in self._stops:
@@ -52,7 +52,7 @@ class ServedComparison:
                 break
             sequence.append(self._visit(session, stop))
         seconds = time.monotonic() - start
-        say(f"compared at {len(sequence)} stops in {seconds:.1f} s")
+        echo(f"compared at {len(sequence)} stops in {seconds:.1f} s")
         facts, plan = self._reference.facts, self._reference.plan
         return Served(
             precision=self._precision,
@@ -158,10 +158,10 @@ def _hard_failures(sequence: Sequence[ServedVisit]) -> Iterator[str]:
         at = f"{shown(visit.dims)} (profile {visit.profile})"
         if visit.raised:
             yield f"at {at} the engine did not run: {visit.raised}"
-        for name, figures in visit.outputs.items():
-            if figures.misshapen:
-                yield f"{name}: at {at} {figures.misshapen.why}"
-            for records in (figures.first, figures.later):
+        for name, values in visit.outputs.items():
+            if values.misshapen:
+                yield f"{name}: at {at} {values.misshapen.why}"
+            for records in (values.first, values.later):
                 bad = next((record for record in records if record.nonfinite), None)
                 if bad:
                     yield f"{name}: at {at} row {bad.row} has {bad.nonfinite} values that are NaN or infinite"

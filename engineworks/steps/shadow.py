@@ -74,7 +74,7 @@ def _compare(job: StepJob, engines: Mapping[Side, PackagedEngine], seed: int) ->
         with pair() as running:
             answers, metric, groups = _answers(job, running, model, samples, recorded, engines["candidate"])
         measure = partial(_attempt, job, pair, model, groups)
-        return {"answers": answers, "metric": metric, "latency": compare_engines(measure, measure, seed, job.say)}
+        return {"answers": answers, "metric": metric, "latency": compare_engines(measure, measure, seed, job.echo)}
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def _answers(
         report[group] = beside.compare(requests, axes, keep)
         if beside.answered:
             timed[group] = some_of([requests[number] for number in beside.answered])
-        job.say(f"{group}: {report[group]['equal']} of {len(requests)} answers equal")
+        job.echo(f"{group}: {report[group]['equal']} of {len(requests)} answers equal")
     whole = not report[EVALUATION]["torn"] and not report[EVALUATION]["refused"]
     result = task.result() if whole else None
     metric = None if result is None else {

@@ -66,7 +66,7 @@ class ShapesReference:
         self._firsts: dict[Lengths, Arrays] = {}
         self._mixed: dict[str, float] = {}
 
-    def write(self, outputs: Path, scale: Mapping[str, float], say: Callable[[str], None]) -> dict[str, Any]:
+    def write(self, outputs: Path, scale: Mapping[str, float], echo: Callable[[str], None]) -> dict[str, Any]:
         """Write all outputs into one file and return what SHAPES_FILE holds. scale: root mean square of every output
         on the evaluation data."""
         session = self._choose_pools()
@@ -78,7 +78,7 @@ class ShapesReference:
                 for index, piece in enumerate(pieces):
                     write_arrays(archive, pool_key(index), piece)
             else:
-                self._write_runs(session, archive, say)
+                self._write_runs(session, archive, echo)
         session.close()
         return self._report(by_rows, scale)
 
@@ -180,7 +180,7 @@ class ShapesReference:
             self._mixed[name] = 1.0 if errors.nonfinite.any() else float(errors.error.max(initial=0.0))
         return max(self._mixed.values()) <= ALIKE
 
-    def _write_runs(self, session: Session, archive: zipfile.ZipFile, say: Callable[[str], None]) -> None:
+    def _write_runs(self, session: Session, archive: zipfile.ZipFile, echo: Callable[[str], None]) -> None:
         kept: list[Visit] = []
         for given in self._visits:
             pool = self._pools[given.lengths]
@@ -195,7 +195,7 @@ class ShapesReference:
                 write_arrays(archive, run_key(len(kept), index), outputs)
             self._check_axes(visit, runs)
             kept.append(visit)
-            say(f"reference at {shown(visit.dims)}")
+            echo(f"reference at {shown(visit.dims)}")
         self._visits = kept
 
     def _check_axes(self, visit: Visit, runs: Sequence[Mapping[str, NDArray[np.generic]]]) -> None:

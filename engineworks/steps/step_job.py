@@ -29,7 +29,7 @@ class StepJob:
     inputs: Mapping[str, Path]
     unkeyed: Mapping[str, Any]
     out: Path
-    say: Callable[[str], None]
+    echo: Callable[[str], None]
     crashes: tuple[str, ...] = ()
     time_limit_s: float | None = None
     reports: dict[str, str] = field(default_factory=dict)

@@ -11,8 +11,8 @@ import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array
-from engineworks.measure.accuracy_report import DeadClass, MetricFigures, MetricKind
-from engineworks.measure.slices import RESAMPLES, Score, Slice, sets_of_rows, slice_figures
+from engineworks.measure.accuracy_report import DeadClass, MetricKind, MetricValues
+from engineworks.measure.slices import RESAMPLES, Score, Slice, sets_of_rows, slice_values
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
@@ -74,7 +74,7 @@ class TaskComparison:
         self._keep("engine", {"": self._metric.reduce(got, labels)})
         self._keep("reference", {"": self._metric.reduce(wanted, labels)})
 
-    def result(self) -> MetricFigures | None:
+    def result(self) -> MetricValues | None:
         """Return both metrics and their ratio; None where the recipe names no metric.
 
         Raises `ModelError` where outputs or labels do not fit the metric.
@@ -87,20 +87,20 @@ class TaskComparison:
             sets = [] if names is None else sets_of_rows(names, DRAWS_OF_USERS)
             (engine, reference, again), scores = evaluate_in_sandbox(
                 name, self._job.path("folder"), joined["engine"], joined["reference"], joined["inputs"], self._labels,
-                say=self._job.say, time_limit_s=self._job.seconds_left(), sets=sets,
+                echo=self._job.echo, time_limit_s=self._job.seconds_left(), sets=sets,
             )  # fmt: skip
-            figures = self._figures(name, "labels", engine, reference)
+            values = self._values(name, "labels", engine, reference)
             wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
             if wavers and math.isfinite(engine):
-                figures = replace(figures, repeated=again if math.isfinite(again) else "not a number")
+                values = replace(values, repeated=again if math.isfinite(again) else "not a number")
             known = {rows.tobytes(): pair for rows, pair in zip(sets, scores, strict=True)}
-            return replace(figures, slices=self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS))
+            return replace(values, slices=self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS))
         if self._metric is None:
             cosines = [joined[part]["cosine"] for part in ("engine", "reference")]
-            figures = self._figures("mean cosine", "agreement", *(float(c.mean()) for c in cosines))
+            values = self._values("mean cosine", "agreement", *(float(c.mean()) for c in cosines))
             names = self._slice_names(len(cosines[0]))
             slices = self._slices(names, lambda rows: _pair(float(c[rows].mean()) for c in cosines))
-            return replace(figures, slices=slices)
+            return replace(values, slices=slices)
         metric, labels, wanted = self._metric, self._labels, joined["reference"][""]
         kind: MetricKind = "labels"
         if labels is None:
@@ -110,15 +110,15 @@ class TaskComparison:
         reduced = [joined[part][""] for part in ("engine", "reference")]
         engine, reference = (metric.score(rows, labels) for rows in reduced)
         engine = math.nan if self._misfit else engine
-        figures = self._figures(metric.name, kind, engine, reference)
+        values = self._values(metric.name, kind, engine, reference)
         if self._settings["name"] in CLASSIFIES:
             dead = (DeadClass(*found) for found in dead_classes(reduced[0], reduced[1], labels))
-            figures = replace(figures, dead_classes=tuple(dead))
+            values = replace(values, dead_classes=tuple(dead))
         if self._misfit:
-            return figures
+            return values
         names = self._slice_names(len(wanted))
         slices = self._slices(names, lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced))
-        return replace(figures, slices=slices)
+        return replace(values, slices=slices)
 
     def _slice_names(self, count: int) -> Array | None:
         """Return the slice of each row; None where the recipe names none.
@@ -129,7 +129,7 @@ class TaskComparison:
         if self._samples.slice_function:
             names = names_in_sandbox(
                 self._samples.slice_function, self._job.path("folder"), _join(self._rows["inputs"]), self._labels,
-                say=self._job.say, time_limit_s=self._job.seconds_left(),
+                echo=self._job.echo, time_limit_s=self._job.seconds_left(),
             )  # fmt: skip
         if names is None:
             return None
@@ -148,7 +148,7 @@ class TaskComparison:
         """Return the metric on each slice; none where the recipe names none."""
         if names is None or self._settings is None:
             return ()
-        return tuple(slice_figures(names, score, lower_is_better=is_lower_better(self._settings), draws=draws))
+        return tuple(slice_values(names, score, lower_is_better=is_lower_better(self._settings), draws=draws))
 
     def _read(self, outputs: Rows) -> Array:
         """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
@@ -182,13 +182,11 @@ class TaskComparison:
     def _keep(self, part: str, rows: Rows) -> None:
         self._rows[part].append(rows)
 
-    def _figures(self, name: str, kind: MetricKind, engine: float, reference: float) -> MetricFigures:
+    def _values(self, name: str, kind: MetricKind, engine: float, reference: float) -> MetricValues:
         assert self._settings is not None
         lower = is_lower_better(self._settings)
         ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
-        return MetricFigures(
-            name, kind, self._samples.count, lower, _number(engine), _number(reference), _number(ratio)
-        )
+        return MetricValues(name, kind, self._samples.count, lower, _number(engine), _number(reference), _number(ratio))
 
 
 def _pair(values: Iterable[float]) -> tuple[float, float]:

@@ -41,7 +41,9 @@ def export_in_sandbox(job: StepJob) -> ExportReport:
     request = {"params": dict(job.params), "unkeyed": dict(job.unkeyed)}
     room = shutil.disk_usage(job.out).free // 2  # it arrives in an unnamed file first
     with (
-        Sandbox(FUNCTION, what=_what(job), say=job.say, error=ExportError, time_limit_s=job.seconds_left()) as sandbox,
+        Sandbox(
+            FUNCTION, what=_what(job), echo=job.echo, error=ExportError, time_limit_s=job.seconds_left()
+        ) as sandbox,
         sandbox.ask(request, max_bytes=room, scratch=job.out) as answer,
     ):
         exporter, notes = answer.value["value"].get("exporter"), answer.value["value"].get("notes")

@@ -21,7 +21,7 @@ Rows = Mapping[str, Array]
 
 def evaluate_in_sandbox(
     metric: str, root: Path, engine: Rows, reference: Rows, inputs: Rows, labels: Array | None, *,
-    say: Callable[[str], object], time_limit_s: float | None, sets: Sequence[Array] = (),
+    echo: Callable[[str], object], time_limit_s: float | None, sets: Sequence[Array] = (),
 ) -> tuple[tuple[float, float, float], list[tuple[float, float]]]:  # fmt: skip
     """Return the metric of the engine, of the reference, and of the engine again, to see whether it wavers; and of
     engine and reference on each set of rows.
@@ -35,7 +35,7 @@ def evaluate_in_sandbox(
     arrays |= {} if labels is None else {"labels": labels}
     arrays |= {f"rows/{i}": rows for i, rows in enumerate(sets)}
     with (
-        Sandbox(FUNCTION, what=f"the metric '{metric}'", say=say, time_limit_s=time_limit_s) as sandbox,
+        Sandbox(FUNCTION, what=f"the metric '{metric}'", echo=echo, time_limit_s=time_limit_s) as sandbox,
         sandbox.ask({"metric": metric, "root": str(root)}, arrays) as answer,
     ):
         numbers = answer.value["value"].get("numbers")

@@ -22,7 +22,7 @@ LONGEST_NAME = 80
 
 def names_in_sandbox(
     function: str, root: Path, inputs: Mapping[str, Array], labels: Array | None, *,
-    say: Callable[[str], object], time_limit_s: float | None,
+    echo: Callable[[str], object], time_limit_s: float | None,
 ) -> Array:  # fmt: skip
     """Return the slice of every sample, str[samples].
 
@@ -32,7 +32,7 @@ def names_in_sandbox(
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     arrays |= {} if labels is None else {"labels": labels}
     with (
-        Sandbox(FUNCTION, what=f"the slices of '{function}'", say=say, time_limit_s=time_limit_s) as sandbox,
+        Sandbox(FUNCTION, what=f"the slices of '{function}'", echo=echo, time_limit_s=time_limit_s) as sandbox,
         sandbox.ask({"function": function, "root": str(root)}, arrays) as answer,
     ):
         names = answer.value["value"].get("names")

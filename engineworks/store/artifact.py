@@ -52,7 +52,7 @@ class Artifact:
         """Read a report as its class. Raises `StoreError` if it is not what was stored, or not as documented."""
         return kind.parse(self._stored(kind.FILE), str(self.file(kind.FILE)))
 
-    def read_figures(self, kind: type[R], longest: int) -> R:
+    def read_measurements(self, kind: type[R], longest: int) -> R:
         """Read as `read` does, with lists of more than `longest` raw samples replaced by their length."""
         return kind.parse(without_samples(self._stored(kind.FILE), longest), str(self.file(kind.FILE)))
 

@@ -79,7 +79,7 @@ class SharedStore(Store):
         if key in self._unsent:
             self._pending(key).touch()
 
-    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+    def _fetch(self, key: str, echo: Callable[[str], None] | None = None) -> Artifact | None:
         """Fetch the remote store's artifact, once for all processes of this host; remove it there if it is damaged."""
         manifest = self._remote.manifest(key)
         if manifest is None:
@@ -91,12 +91,12 @@ class SharedStore(Store):
                 return stored
             folder = self._partial(key)
             try:
-                return self._fetch_into(folder, manifest, key, say)
+                return self._fetch_into(folder, manifest, key, echo)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch_into(
-        self, folder: Path, manifest: Mapping[str, Any], key: str, say: Callable[[str], None] | None
+        self, folder: Path, manifest: Mapping[str, Any], key: str, echo: Callable[[str], None] | None
     ) -> Artifact | None:
         why: str | None = "its files are not all there"
         if self._remote.fetch(manifest, key, folder):
@@ -107,8 +107,8 @@ class SharedStore(Store):
                 self._verified.add(key)
                 return self._manifest(key)
         self._remote.remove(key, manifest["upload"])
-        if say:
-            say(f"{key[:12]} in the store {self._remote.url} is damaged ({why}): it is built again")
+        if echo:
+            echo(f"{key[:12]} in the store {self._remote.url} is damaged ({why}): it is built again")
         return None
 
     def _settled(self, artifact: Artifact) -> Artifact:

@@ -61,7 +61,7 @@ class Store:
             return self._damage(artifact, contents=False) is None
         return self._has_elsewhere(key)
 
-    def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
+    def get(self, key: str, *, echo: Callable[[str], None] | None = None) -> Artifact | None:
         """Return the artifact after checking its digests (once per process), None for a miss.
 
         A damaged artifact is a miss: it is moved away and `say` gets the reason.
@@ -76,10 +76,10 @@ class Store:
             why = "its manifest cannot be read"
         if why is not None:
             self.remove(key)
-            if say:
+            if echo:
                 step = f"{artifact.step} " if artifact else ""
-                say(f"stored {step}{key[:12]} is damaged ({why}): {self.AGAIN}")
-        return self._fetch(key, say)
+                echo(f"stored {step}{key[:12]} is damaged ({why}): {self.AGAIN}")
+        return self._fetch(key, echo)
 
     def peek_report(self, key: str, kind: type[R]) -> R | None:
         """Read a report of a local artifact, without its digest and without fetching: for what `plan` knows only if it
@@ -298,9 +298,9 @@ class Store:
         del key
         return False
 
-    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+    def _fetch(self, key: str, echo: Callable[[str], None] | None = None) -> Artifact | None:
         """Return an artifact from elsewhere that is not here."""
-        del key, say
+        del key, echo
         return None
 
     def _share(self, key: str, folder: Path) -> Artifact | None:

@@ -45,7 +45,7 @@ def compared(
     """reports: by peer, and 'engine' for one engine."""
     peers = [PEERS[name] for name in names]
     artifacts = {
-        p.step: SimpleNamespace(read_figures=lambda kind, longest, r=reports[n]: kind.from_json(r))
+        p.step: SimpleNamespace(read_measurements=lambda kind, longest, r=reports[n]: kind.from_json(r))
         for n, p in PEERS.items()
         if n in reports
     }

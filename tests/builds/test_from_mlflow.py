@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.report.ages import age
 from engineworks.settings import read_settings
 from engineworks.tracking.records import EngineRecord
@@ -43,7 +43,7 @@ def record(method: str, verdict: str) -> str:
 
 def out_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
-    code = _run(list(arguments))
+    code = run_command(list(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

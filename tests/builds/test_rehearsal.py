@@ -33,7 +33,7 @@ def test_an_engine_beside_itself_is_as_fast_and_a_missing_one_is_a_reason(
     (plan,) = plan_recipes([load_recipe(recipe)], store, FileDigests(None), only="tiny/fp32/cpu")
     (engine,) = plan.engines
     for step in plan.needed([engine.steps["build"]]):
-        run_step(step, store, default_pool(), say=print)
+        run_step(step, store, default_pool(), echo=print)
     folder = store.require(engine.steps["build"]).path
     measure = plan.steps[engine.steps["measure"]]
     side = (Path(sys.executable), folder)

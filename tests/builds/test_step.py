@@ -72,7 +72,7 @@ def main(payload):
 
 
 def run(store: Store, one: Step, pool: ChildPool | None = None) -> Outcome:
-    return run_step(one, store, pool or default_pool(), say=lambda line: None)
+    return run_step(one, store, pool or default_pool(), echo=lambda line: None)
 
 
 @pytest.mark.usefixtures("steps")

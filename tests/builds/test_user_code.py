@@ -51,7 +51,7 @@ HONEST = "def score(outputs, labels, inputs):\n    return float((outputs['logits
 def verdicts(repository: Path, store: Store, pool: ChildPool, recipe: str) -> dict[str, EngineResult]:
     plan = plan_recipe(load_recipe(repository / "recipes" / f"{recipe}.yaml"), store, FileDigests(None))
     for step in plan.to_do:
-        run_step(step, store, pool, say=lambda _: None)
+        run_step(step, store, pool, echo=lambda _: None)
     return {e.id: engine_result(plan, e, store, {}) for e in plan.engines}
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 
 CRASH = """\
 recipe: crash
@@ -29,7 +29,7 @@ targets: [cpu]
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    code = _run(["blame", *arguments, "--json"])
+    code = run_command(["blame", *arguments, "--json"])
     captured = capsys.readouterr()
     assert captured.out.startswith("{"), captured.err
     return {"code": code, **json.loads(captured.out)}
@@ -105,7 +105,7 @@ def test_a_crash_of_the_runtime_is_cut_down_and_a_second_search_builds_nothing(
 def test_what_cannot_be_blamed_is_said(
     repository: Path, capsys: pytest.CaptureFixture[str], engine: str, said: str
 ) -> None:
-    assert _run(["blame", engine]) == 2
+    assert run_command(["blame", engine]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -113,12 +113,12 @@ def test_what_cannot_be_blamed_is_said(
 def test_a_build_blames_its_failures_in_its_record_and_report(
     outlier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = _run(["build", str(outlier), "--blame", "--json"])
+    code = run_command(["build", str(outlier), "--blame", "--json"])
     built = json.loads(capsys.readouterr().out)
     assert code == 1
     (blame,) = built["blame"]
     assert (blame["engine"], blame["nodes"]) == ("outlier/int8/cpu", ["/block1/MatMul (MatMul)"])
-    assert _run(["report", "outlier", "--markdown"]) == 0
+    assert run_command(["report", "outlier", "--markdown"]) == 0
     page = capsys.readouterr().out
     assert "Where the failures come from" in page
     assert blame["message"] in page

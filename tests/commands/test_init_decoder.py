@@ -9,7 +9,7 @@ import pytest
 from growing_decoder import write_growing_decoder
 
 from engineworks.commands.init.decoder import decoder_in_onnx
-from engineworks.commands.init.draft import RawTensor, Wishes
+from engineworks.commands.init.draft import InitOptions, RawTensor
 from engineworks.commands.init.write import write_recipe
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
@@ -40,7 +40,9 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_a_decoders_recipe_can_be_planned(folder, model, text, context, pairs):
-    written = write_recipe(Wishes(model=model, name="made", evaluation=text), folder / "made.yaml", read_settings())
+    written = write_recipe(
+        InitOptions(model=model, name="made", evaluation=text), folder / "made.yaml", read_settings()
+    )
     decoder = written.loaded.recipe.model.decoder
     assert (decoder.context, len(decoder.cache)) == ((context,), pairs)
     assert decoder.ties == ({"total": "past + sequence"} if model == "growing.onnx" else {})
@@ -49,7 +51,7 @@ def test_a_decoders_recipe_can_be_planned(folder, model, text, context, pairs):
 
 
 def test_a_decoder_without_texts_is_told_how(folder):
-    written = write_recipe(Wishes(model="growing.onnx", name="made"), folder / "made.yaml", read_settings())
+    written = write_recipe(InitOptions(model="growing.onnx", name="made"), folder / "made.yaml", read_settings())
     assert written.loaded.recipe.model.decoder is None
     assert any("--evaluation FILE.txt" in note for note in written.notes)
 

@@ -14,9 +14,11 @@ from engineworks.errors import InputError
 
 
 def test_shapes_of_several_inputs_become_min_opt_and_max() -> None:
-    wishes = read_trtexec("trtexec --onnx=a/m.onnx --minShapes=x:1x3,y:1 --optShapes=x:4x3,y:4 --maxShapes='x':8x3,y:8")
-    assert wishes.shapes == {"x": ((1, 3), (4, 3), (8, 3)), "y": ((1,), (4,), (8,))}
-    assert (wishes.model, wishes.name) == ("a/m.onnx", "m")
+    options = read_trtexec(
+        "trtexec --onnx=a/m.onnx --minShapes=x:1x3,y:1 --optShapes=x:4x3,y:4 --maxShapes='x':8x3,y:8"
+    )
+    assert options.shapes == {"x": ((1, 3), (4, 3), (8, 3)), "y": ((1,), (4,), (8,))}
+    assert (options.model, options.name) == ("a/m.onnx", "m")
 
 
 def test_shapes_alone_are_fixed() -> None:
@@ -35,15 +37,15 @@ def test_precision_flags(flags: str, precisions: tuple[str, ...]) -> None:
 
 
 def test_what_has_no_place_is_named_with_what_to_do() -> None:
-    wishes = read_trtexec(
+    options = read_trtexec(
         "trtexec --onnx=m.onnx --saveEngine=m.plan --timingCacheFile=t --iterations=9 --calib=c --frobnicate "
         "--memPoolSize=workspace:2G,dlaSRAM:1 --builderOptimizationLevel=5 --streams=4 --useCudaGraph"
     )
-    text = "\n".join(wishes.dropped)
+    text = "\n".join(options.dropped)
     for word in ("--saveEngine", "--timingCacheFile", "--iterations", "--calib", "--frobnicate", "dlaSRAM"):
         assert word in text
     assert "workspace_mib: 2048, builder_optimization_level: 5" in text
-    assert (wishes.streams, wishes.cuda_graphs) == ((1, 4), True)
+    assert (options.streams, options.cuda_graphs) == ((1, 4), True)
 
 
 @pytest.mark.parametrize("line", ["trtexec --fp16", "trtexec --onnx='m"])
@@ -61,9 +63,9 @@ def olive(tmp_path: Path, **more: Any) -> Path:
 def test_passes_become_precisions_and_the_others_are_named(tmp_path: Path) -> None:
     passes = {"c": {"type": "OnnxConversion"}, "q": {"type": "OnnxStaticQuantization", "per_channel": True},
               "w": {"type": "SomethingNew"}}  # fmt: skip
-    wishes = read_olive(olive(tmp_path, passes=passes, output_dir="out"))
-    text = "\n".join(wishes.dropped)
-    assert wishes.precisions == ("fp32", "int8")
+    options = read_olive(olive(tmp_path, passes=passes, output_dir="out"))
+    text = "\n".join(options.dropped)
+    assert options.precisions == ("fp32", "int8")
     assert "SomethingNew" in text
     assert "per_channel" in text
     assert "output_dir" in text

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.builds.step import run_step
-from engineworks.commands.init.draft import Wishes
+from engineworks.commands.init.draft import InitOptions
 from engineworks.commands.init.render import GUESS
 from engineworks.commands.init.write import Written, write_recipe
 from engineworks.errors import InputError
@@ -57,8 +57,10 @@ def tokens(path: Path, positions: int = 32) -> Path:
     return save(path, nodes, {"ids": (INT, ["?", "?"]), "mask": (INT, ["?", "?"])}, weights)
 
 
-def written(model: Path, **wishes: Any) -> Written:
-    return write_recipe(Wishes(model=str(model), **wishes), Path("recipes") / f"{model.stem}.yaml", read_settings())
+def written(model: Path, **options: Any) -> Written:
+    return write_recipe(
+        InitOptions(model=str(model), **options), Path("recipes") / f"{model.stem}.yaml", read_settings()
+    )
 
 
 def test_a_model_without_data_gets_a_valid_recipe_and_stand_ins_that_say_so(repository: Path) -> None:
@@ -97,7 +99,7 @@ def test_the_written_recipe_builds(repository: Path) -> None:
     needed = plan.closure([compare])
     for key, step in plan.steps.items():
         if key in needed:
-            run_step(step, store, default_pool(), say=lambda line: None)
+            run_step(step, store, default_pool(), echo=lambda line: None)
     built = store.get(compare)
     assert built is not None
     assert built.read_json("accuracy.json")["outputs"]["y"]["cosine"] > 0.999
@@ -194,13 +196,13 @@ def test_a_huggingface_folder_with_texts_gets_them_as_data(repository: Path) -> 
     (made / "model.safetensors").write_bytes(b"")
     texts = repository / "recipes" / "texts.csv"
     texts.write_text("sentence,label\ngood film,1\nbad film,0\n")
-    wishes = Wishes(model=str(made), evaluation=str(texts), calibration=str(texts))
-    written = write_recipe(wishes, repository / "recipes" / "bert.yaml", read_settings())
+    options = InitOptions(model=str(made), evaluation=str(texts), calibration=str(texts))
+    written = write_recipe(options, repository / "recipes" / "bert.yaml", read_settings())
     said = (repository / "recipes" / "bert.yaml").read_text()
     assert "  evaluation: {text: texts.csv, columns: [sentence], labels: label}" in said
     assert "  calibration: {text: texts.csv, columns: [sentence]}" in said
     assert written.loaded.recipe.accuracy.metric == "top1"
-    bare = write_recipe(Wishes(model=str(made)), repository / "recipes" / "bare.yaml", read_settings())
+    bare = write_recipe(InitOptions(model=str(made)), repository / "recipes" / "bare.yaml", read_settings())
     assert "# texts: evaluation: {text: FILE.jsonl, labels: label}" in bare.recipe.read_text()
 
 

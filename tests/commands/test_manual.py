@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.commands.manual.recipe_reference import SECTIONS, recipe_reference
 from engineworks.commands.manual.schema_tables import flow_yaml, type_text
 from engineworks.commands.manual.target_tables import target_tables
@@ -45,13 +45,13 @@ def test_the_command_says_so_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert _run(["manual", "docs"]) == 0
+    assert run_command(["manual", "docs"]) == 0
     assert capsys.readouterr().out == "every page is up to date\n"
 
 
 def test_a_page_without_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "targets.md").write_text("# Targets\n", encoding="utf-8")
-    assert _run(["manual", str(tmp_path)]) == 2
+    assert run_command(["manual", str(tmp_path)]) == 2
     assert "targets.md: has not both lines" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.commands.plans import read_plans
 from engineworks.settings import read_settings
 
@@ -21,7 +21,7 @@ BAD = "/block1/MatMul"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = _run(["sensitivity", *arguments])
+    code = run_command(["sensitivity", *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -140,7 +140,7 @@ def test_the_tables_are_about_the_same_backends_precisions_and_capabilities() ->
         assert refusal.since < refusal.until
         known = {c for n in CAPABILITIES[refusal.backend].named for c in n.capabilities}
         assert set(refusal.capabilities) <= known
-        said = refusal.say("1.7", "int8", "8.6")
+        said = refusal.echo("1.7", "int8", "8.6")
         assert re.search("; (use|replace|move|keep|train|leave) ", said), said
         assert not re.search(r"{(title|version|precision|capability|found|operator)}", said)
 

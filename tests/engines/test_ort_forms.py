@@ -111,7 +111,7 @@ def test_a_model_that_crashes_the_runtime_is_built_all_the_same(
     whole = {"step": "build", "params": params, "inputs": {"lower": key}}
     step = Step("build", "tiny/fp16/cpu/build", digest_of(whole), whole, {"lower": key}, {})
     with ChildPool() as pool:
-        run_step(step, store, pool, say=lambda line: None)
+        run_step(step, store, pool, echo=lambda line: None)
         folder = store.require(step.key).path
         seen = pool.run("served:run", {"folder": str(folder), "target": CPU, "x": FEEDS["x"].tolist()}, fresh=True)
     np.testing.assert_allclose(np.asarray(seen["y"]), EXPECTED, atol=0.02)

@@ -32,34 +32,36 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return make
 
 
-def say(capabilities: tuple[str, ...], vendor: _trt.Vendor = tensorrt_rtx.VENDOR) -> str:
+def echo(capabilities: tuple[str, ...], vendor: _trt.Vendor = tensorrt_rtx.VENDOR) -> str:
     return why_not_run_here(vendor, capabilities) or ""
 
 
 def test_a_host_with_everything_runs_the_targets_of_its_gpu(host: Host) -> None:
     host(H100, RTX16)
-    assert say(("9.0",)) == ""
+    assert echo(("9.0",)) == ""
     host(RTX4090, RTX16)
-    assert say(("8.9",)) == say(PORTABLE) == ""
+    assert echo(("8.9",)) == echo(PORTABLE) == ""
     host(H100, {"tensorrt-cu13": "11.4.0", "tensorrt": "11.4.0", "cuda-bindings": "13.0.1"})
-    assert say(("9.0",), tensorrt.VENDOR) == ""
+    assert echo(("9.0",), tensorrt.VENDOR) == ""
 
 
 def test_a_vendor_that_is_not_installed(host: Host) -> None:
     host(H100, {"cuda-bindings": "13.0.1"})
-    assert say(("9.0",)) == "TensorRT-RTX is not installed; pip install tensorrt-rtx"
+    assert echo(("9.0",)) == "TensorRT-RTX is not installed; pip install tensorrt-rtx"
 
 
 def test_a_host_without_a_gpu(host: Host) -> None:
     host(None, RTX16)
-    assert say(PORTABLE) == ("no NVIDIA GPU here; the target's engines run on compute capability 8.0, 8.6, 8.9 or 12.0")
+    assert echo(PORTABLE) == (
+        "no NVIDIA GPU here; the target's engines run on compute capability 8.0, 8.6, 8.9 or 12.0"
+    )
 
 
 @pytest.mark.parametrize(("gpu", "target"), [(RTX4090, ("9.0",)), (RTX4090, ("8.6",)), (H100, PORTABLE)])
 def test_a_gpu_that_the_target_does_not_name(host: Host, gpu: Gpu, target: tuple[str, ...]) -> None:
     """A portable engine for 8.0 and later may load on a GPU that its target does not name: it is not this target's."""
     host(gpu, RTX16)
-    said = say(target)
+    said = echo(target)
     assert said.startswith(f"the {gpu.name} here has compute capability {gpu.compute_capability}; the target's engines")
     assert said.endswith(target[-1])
 
@@ -69,27 +71,29 @@ def test_a_gpu_that_the_target_does_not_name(host: Host, gpu: Gpu, target: tuple
 )
 def test_a_driver_too_old_for_the_vendors_cuda(host: Host, driver: str, cuda: str) -> None:
     host(Gpu("NVIDIA H100", "9.0", driver, cuda), RTX16)
-    assert say(("9.0",)) == (
+    assert echo(("9.0",)) == (
         f"TensorRT-RTX here needs CUDA 13, and the driver {driver} is too old for it: install driver 580 or newer"
     )
 
 
 def test_a_driver_that_knows_no_capability_is_called_too_old_and_not_a_wrong_gpu(host: Host) -> None:
     host(Gpu("Tesla K80", "", "470.256.02", ""), RTX16)
-    assert "install driver 580 or newer" in say(("9.0",))
+    assert "install driver 580 or newer" in echo(("9.0",))
 
 
 def test_an_older_cuda_needs_an_older_driver_only(host: Host) -> None:
     installed = {"tensorrt": "10.13.3", "tensorrt-cu12": "10.13.3", "cuda-bindings": "12.9.1"}
     host(Gpu("NVIDIA H100", "9.0", "550.54.15", "12.4"), installed)
-    assert say(("9.0",), tensorrt.VENDOR) == ""
+    assert echo(("9.0",), tensorrt.VENDOR) == ""
     host(Gpu("NVIDIA H100", "9.0", "515.1", ""), installed)
-    assert "needs CUDA 12, and the driver 515.1 is too old for it: install driver 525" in say(("9.0",), tensorrt.VENDOR)
+    assert "needs CUDA 12, and the driver 515.1 is too old for it: install driver 525" in echo(
+        ("9.0",), tensorrt.VENDOR
+    )
 
 
 def test_a_version_that_refuses_the_gpu(host: Host) -> None:
     host(H100, {**RTX16, "tensorrt-rtx": "1.7.1.116"})
-    assert say(("9.0",)) == (
+    assert echo(("9.0",)) == (
         "TensorRT-RTX 1.7 does not run on Hopper GPUs (compute capability 9.0); use tensorrt-rtx 1.6, the last one "
         "that does"
     )
@@ -97,7 +101,7 @@ def test_a_version_that_refuses_the_gpu(host: Host) -> None:
 
 def test_bindings_that_are_not_installed(host: Host) -> None:
     host(H100, {n: v for n, v in RTX16.items() if n != "cuda-bindings"})
-    assert say(("9.0",)) == (
+    assert echo(("9.0",)) == (
         "NVIDIA's cuda-python is not installed, by which engines are run; pip install 'cuda-bindings==13.*'"
     )
 
@@ -105,7 +109,7 @@ def test_bindings_that_are_not_installed(host: Host) -> None:
 def test_bindings_too_new_for_the_driver(host: Host) -> None:
     installed = {"tensorrt": "10.13.3", "tensorrt-cu12": "10.13.3", "cuda-bindings": "13.0.1"}
     host(Gpu("NVIDIA H100", "9.0", "550.54.15", "12.4"), installed)
-    assert say(("9.0",), tensorrt.VENDOR) == (
+    assert echo(("9.0",), tensorrt.VENDOR) == (
         "cuda-bindings 13.0.1 needs CUDA 13, and the driver 550.54.15 is too old for it: install driver 580 or newer"
     )
 

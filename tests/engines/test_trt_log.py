@@ -56,37 +56,37 @@ def test_errors_that_only_come_of_a_missing_gpu_are_no_reason_and_not_in_the_log
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_trt_log, "first_gpu", lambda: None)
-    logger, say = fake_logger()
+    logger, echo = fake_logger()
     lines: list[str] = []
     with logger.sending(lines.append):
         for line in (NO_CUDA, NO_CUDA_OLD, NO_GEMM):
-            say("ERROR", line)
-        say("INFO", "hello")
-        say("VERBOSE", "thousands of these")
+            echo("ERROR", line)
+        echo("INFO", "hello")
+        echo("VERBOSE", "thousands of these")
     assert lines == [f"error: {NO_GEMM}", "info: hello"]
     assert "FP32 GEMM" in logger.reason()
 
 
 def test_with_a_gpu_an_error_of_cuda_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_trt_log, "first_gpu", lambda: object())
-    logger, say = fake_logger()
+    logger, echo = fake_logger()
     lines: list[str] = []
     with logger.sending(lines.append):
-        say("ERROR", NO_CUDA)
+        echo("ERROR", NO_CUDA)
     assert lines == [f"error: {NO_CUDA}"]
 
 
 def test_a_missing_gpu_is_the_reason_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_trt_log, "first_gpu", lambda: None)
-    logger, say = fake_logger()
+    logger, echo = fake_logger()
     with logger.sending(lambda line: None):
-        say("ERROR", NO_CUDA)
+        echo("ERROR", NO_CUDA)
         assert "Cuda" in logger.reason()
 
 
 def test_the_errors_of_a_build_before_are_forgotten() -> None:
-    logger, say = fake_logger()
+    logger, echo = fake_logger()
     with logger.sending(lambda line: None):
-        say("ERROR", NO_GEMM)
+        echo("ERROR", NO_GEMM)
     with logger.sending(lambda line: None):
         assert logger.reason() == "it gave no reason"

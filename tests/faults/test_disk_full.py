@@ -103,7 +103,7 @@ def test_steps_on_a_full_disk_go_on_when_there_is_room_again(repository: Path, s
 
 def run_all(plan: Plan, store: Store) -> int:
     """Run every step. Returns how many were stored already."""
-    states = [run_step(step, store, default_pool(), say=print).how for step in plan.steps.values()]
+    states = [run_step(step, store, default_pool(), echo=print).how for step in plan.steps.values()]
     return states.count("reused")
 
 

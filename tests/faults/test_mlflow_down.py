@@ -17,7 +17,7 @@ import pytest
 from by_hand import by_hand
 
 import engineworks.errors
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.commands.garbage import collect_garbage
 from engineworks.errors import TrackingError
 from engineworks.settings import Settings
@@ -281,11 +281,11 @@ def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(
     assert "Traceback" not in first.stderr + second.stderr
     with monkeypatch.context() as without:
         without.setenv("MLFLOW_TRACKING_URI", down)
-        assert _run(["sync"]) == 4
+        assert run_command(["sync"]) == 4
     assert capsys.readouterr().err.count("MLflow does not answer") == 1
-    assert _run(["sync", "--json"]) == 0
+    assert run_command(["sync", "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["sent"].values()
-    assert _run(["sync"]) == 0
+    assert run_command(["sync"]) == 0
     assert "nothing waits" in capsys.readouterr().out
     third = json.loads(command(small_repository, "build", "recipes/tiny.yaml", "--json").stdout)
     assert (third["run"], third["steps"]["run"], third["report"] is None) == (run, 0, False)

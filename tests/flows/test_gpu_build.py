@@ -117,10 +117,10 @@ def test_engines_are_built_compared_as_served_measured_and_on_record(settings: S
         assert engine.accuracy is not None
         assert engine.accuracy.served is not None
         assert engine.accuracy.served.failures == ()
-        figures: dict[str, Any] = engine.latency.shapes["one"].to_json() if engine.latency else {}
-        assert figures["latency_ms_p50"] > 0
+        values: dict[str, Any] = engine.latency.shapes["one"].to_json() if engine.latency else {}
+        assert values["latency_ms_p50"] > 0
         if not ON_CPU:
-            assert figures["device_ms_p50"] < 1.1 * figures["latency_ms_p50"]
+            assert values["device_ms_p50"] < 1.1 * values["latency_ms_p50"]
             assert engine.latency is not None
             assert engine.latency.facts["cuda_graphs"] is True
             assert set(engine.latency.loads) == {"without_cache", "with_cache"}

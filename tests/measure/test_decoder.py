@@ -24,21 +24,21 @@ from engineworks.measure.decoder.texts import (
     compare_texts,
     greedy_agreement,
     parting,
-    token_figures,
+    token_metrics,
     why_parted,
 )
 
 
 def test_uniform_logits_have_the_vocabulary_as_perplexity():
     tokens = np.array([3, 1, 0, 7, 2])
-    figures = token_figures(np.zeros((5, 8), np.float32), tokens)
-    assert math.exp(figures.nll.mean()) == pytest.approx(8.0)
+    values = token_metrics(np.zeros((5, 8), np.float32), tokens)
+    assert math.exp(values.nll.mean()) == pytest.approx(8.0)
 
 
 def test_large_logits_do_not_overflow():
     logits = np.full((2, 4), 1e4, np.float32)
     logits[:, 1] += 5
-    nll = token_figures(logits, np.array([0, 1])).nll
+    nll = token_metrics(logits, np.array([0, 1])).nll
     assert nll == pytest.approx([math.log(1 + 3 * math.exp(-5))])
 
 
@@ -49,7 +49,7 @@ def texts_of(shift, count=40, length=17):
         logits = rng.normal(size=(length, 12)).astype(np.float32)
         tokens = rng.integers(0, 12, length)
         logits[np.arange(length - 1), tokens[1:]] += shift
-        made.append(token_figures(logits, tokens))
+        made.append(token_metrics(logits, tokens))
     return made
 
 
@@ -79,8 +79,8 @@ def test_the_interval_decides_the_ratio(interval, word):
 
 
 def test_logits_that_are_not_finite_fail_the_ratio():
-    bad = [token_figures(np.full((9, 4), np.nan, np.float32), np.zeros(9, np.int64))]
-    good = [token_figures(np.zeros((9, 4), np.float32), np.zeros(9, np.int64))]
+    bad = [token_metrics(np.full((9, 4), np.nan, np.float32), np.zeros(9, np.int64))]
+    good = [token_metrics(np.zeros((9, 4), np.float32), np.zeros(9, np.int64))]
     metric = compare_texts(bad, good).metric()
     assert perplexity_verdict(metric.ratio, metric.interval, 0.5) == "fail"
 

@@ -30,8 +30,10 @@ def latency(**changes: Any) -> dict[str, Any]:
     return latency_json({"one": shape_json(**changes)})
 
 
-def judge(accuracy: dict[str, Any] | None, latency: Any, *limits: Any, **more: Any) -> Verdict:
-    return gates.judge(None if accuracy is None else Accuracy.from_json(accuracy), read(latency), *limits, **more)
+def evaluate_gates(accuracy: dict[str, Any] | None, latency: Any, *limits: Any, **more: Any) -> Verdict:
+    return gates.evaluate_gates(
+        None if accuracy is None else Accuracy.from_json(accuracy), read(latency), *limits, **more
+    )
 
 
 def read(latency: Any) -> Latency | None:
@@ -39,7 +41,7 @@ def read(latency: Any) -> Latency | None:
 
 
 def test_within_all_limits_is_a_pass() -> None:
-    verdict = judge(accuracy(), latency(), Limits(cosine=0.99, metric_ratio=0.98), {"one": Budget(p99_ms=3.0)})
+    verdict = evaluate_gates(accuracy(), latency(), Limits(cosine=0.99, metric_ratio=0.98), {"one": Budget(p99_ms=3.0)})
     assert verdict.verdict == "pass"
     assert {c.name for c in verdict.checks} == {"finite[logits]", "cosine[logits]", "metric_ratio", "p99_ms[one]"}
 
@@ -59,32 +61,32 @@ def test_within_all_limits_is_a_pass() -> None:
     ids=str,
 )
 def test_one_broken_limit_is_a_fail(limits: Limits, changes: dict[str, Any]) -> None:
-    verdict = judge(accuracy(**changes), None, limits, {})
+    verdict = evaluate_gates(accuracy(**changes), None, limits, {})
     assert verdict.verdict == "fail"
     assert len(verdict.failures) == 1
 
 
 def test_the_sentence_says_value_limit_and_worst_sample() -> None:
-    (_, check) = judge(accuracy(), None, Limits(cosine=0.999), {}).checks
+    (_, check) = evaluate_gates(accuracy(), None, Limits(cosine=0.999), {}).checks
     assert check.message == (
         "logits: cosine similarity to the fp32 reference is 0.995, limit at least 0.999. Worst sample: 7 (cosine 0.9)."
     )
 
 
 def test_the_metric_sentence_is_for_a_data_scientist() -> None:
-    check = judge(accuracy(), None, Limits(metric_ratio=0.995), {}).failures[0]
+    check = evaluate_gates(accuracy(), None, Limits(metric_ratio=0.995), {}).failures[0]
     assert check.message == (
         "top1 on 597 labelled samples: 0.98, fp32 0.99 (ratio 0.989899), limit at least 0.995 of fp32."
     )
 
 
 def test_equal_outputs_have_no_noise_to_measure() -> None:
-    assert judge(accuracy(sqnr_db=None, max_abs=0.0), None, Limits(sqnr_db=50), {}).verdict == "pass"
+    assert evaluate_gates(accuracy(sqnr_db=None, max_abs=0.0), None, Limits(sqnr_db=50), {}).verdict == "pass"
 
 
 def test_a_metric_limit_without_a_metric_fails() -> None:
     report = accuracy() | {"metric": None}
-    assert judge(report, None, Limits(metric=0.5), {}).verdict == "fail"
+    assert evaluate_gates(report, None, Limits(metric=0.5), {}).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_metric_limit_without_a_metric_fails() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_broken_budget_is_a_fail(budget: Budget) -> None:
-    assert judge(accuracy(), latency(), Limits(cosine=0.9), {"one": budget}).verdict == "fail"
+    assert evaluate_gates(accuracy(), latency(), Limits(cosine=0.9), {"one": budget}).verdict == "fail"
 
 
 @pytest.mark.parametrize(("field", "runs", "needed"), [("p99_ms", 100, 563), ("p99_ms", 562, 563), ("p90_ms", 52, 53)])
@@ -103,16 +105,18 @@ def test_a_tail_of_few_runs_is_inconclusive_either_way_and_says_how_many_it_need
     limit: float, field: str, runs: int, needed: int
 ) -> None:
     budgets = {"one": Budget(**{field: limit})}
-    verdict = judge(accuracy(), latency(runs=runs), Limits(cosine=0.9), budgets)
+    verdict = evaluate_gates(accuracy(), latency(runs=runs), Limits(cosine=0.9), budgets)
     assert verdict.verdict == "inconclusive"
     words = f"{runs} runs are too few to know a {field[:3]}: that needs {needed}."
     assert verdict.checks[-1].message.endswith(words)
-    enough = judge(accuracy(), latency(runs=needed), Limits(cosine=0.9), budgets)
+    enough = evaluate_gates(accuracy(), latency(runs=needed), Limits(cosine=0.9), budgets)
     assert enough.verdict == ("fail" if limit == 1.0 else "pass")
 
 
 def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measured_again() -> None:
-    verdict = judge(accuracy(), latency() | {"disturbed_before": 2}, Limits(cosine=0.9), {"one": Budget(p50_ms=9)})
+    verdict = evaluate_gates(
+        accuracy(), latency() | {"disturbed_before": 2}, Limits(cosine=0.9), {"one": Budget(p50_ms=9)}
+    )
     assert verdict.verdict == "pass"
     assert verdict.checks[-1].message.endswith("Measured again: 2 measurements before were disturbed.")
     noisy = latency(complaints=["noise"]) | {"load_complaints": ["noise"]}
@@ -131,7 +135,7 @@ def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measur
 @pytest.mark.parametrize("limit", [0.5, 3.0], ids=["broken", "kept"])
 def test_a_figure_of_a_disturbed_device_is_inconclusive_either_way(limit: float) -> None:
     report = latency(complaints=["another process used the GPU", "the clocks were lowered"])
-    verdict = judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
+    verdict = evaluate_gates(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
     assert verdict.verdict == "inconclusive"
     assert verdict.checks[-1].message.endswith(
         "Not to be trusted: another process used the GPU; the clocks were lowered. The next build measures again."
@@ -145,16 +149,16 @@ def test_a_disturbance_while_loading_concerns_the_load_time_alone() -> None:
         (Budget(p50_ms=9), "pass"),
         (Budget(engine_mib=9), "pass"),
     ):
-        assert judge(accuracy(), report, Limits(cosine=0.9), {"one": budget}).verdict == word
+        assert evaluate_gates(accuracy(), report, Limits(cosine=0.9), {"one": budget}).verdict == word
 
 
 def test_the_size_of_an_engine_is_known_whatever_else_ran() -> None:
     report = latency(complaints=["another process used the GPU"])
-    assert judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(engine_mib=9)}).verdict == "pass"
+    assert evaluate_gates(accuracy(), report, Limits(cosine=0.9), {"one": Budget(engine_mib=9)}).verdict == "pass"
 
 
 def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:
-    verdict = judge(
+    verdict = evaluate_gates(
         None, None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}, unmeasured_because="there is no GPU here"
     )
     assert verdict.verdict == "unmeasured"
@@ -162,11 +166,11 @@ def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:
 
 
 def test_a_missing_measurement_of_a_budget_can_not_pass() -> None:
-    assert judge(accuracy(), None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}).verdict == "unmeasured"
+    assert evaluate_gates(accuracy(), None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}).verdict == "unmeasured"
 
 
 def test_a_fail_outranks_everything_else() -> None:
-    assert judge(accuracy(), None, Limits(cosine=0.999), {"one": Budget(p50_ms=1)}).verdict == "fail"
+    assert evaluate_gates(accuracy(), None, Limits(cosine=0.999), {"one": Budget(p50_ms=1)}).verdict == "fail"
 
 
 ERRORS = {"name": "word error rate", "kind": "labels", "samples": 50, "engine": 0.12, "reference": 0.10, "ratio": 0.10 / 0.12,
@@ -188,7 +192,9 @@ ERRORS = {"name": "word error rate", "kind": "labels", "samples": 50, "engine": 
     ids=str,
 )
 def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: str) -> None:
-    (check,) = [c for c in judge(accuracy() | {"metric": ERRORS}, None, limits, {}).checks if "metric" in c.name]
+    (check,) = [
+        c for c in evaluate_gates(accuracy() | {"metric": ERRORS}, None, limits, {}).checks if "metric" in c.name
+    ]
     assert check.verdict == word
     assert check.message.startswith("word error rate on 50 labelled samples: 0.12, fp32 0.1")
     assert check.message.endswith(said)
@@ -197,7 +203,7 @@ def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: st
 @pytest.mark.parametrize("limits", [Limits(metric_delta=1), Limits(metric_between=(-9, 9)), Limits(metric=9)], ids=str)
 def test_a_metric_that_is_no_number_fails_every_limit(limits: Limits) -> None:
     report = accuracy() | {"metric": ERRORS | {"engine": None, "ratio": None}}
-    assert judge(report, None, limits, {}).verdict == "fail"
+    assert evaluate_gates(report, None, limits, {}).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -213,26 +219,26 @@ def test_a_metric_that_is_no_number_fails_every_limit(limits: Limits) -> None:
 )
 def test_a_limit_that_is_met_exactly_is_met(limits: Limits, engine: float, reference: float) -> None:
     metric = METRIC | {"engine": engine, "reference": reference, "ratio": engine / reference}
-    assert judge(accuracy() | {"metric": metric}, None, limits, {}).verdict == "pass"
+    assert evaluate_gates(accuracy() | {"metric": metric}, None, limits, {}).verdict == "pass"
 
 
 def test_a_limit_that_is_missed_by_one_sample_in_a_million_is_missed() -> None:
     metric = METRIC | {"engine": 0.989999, "reference": 1.0, "ratio": 0.989999}
-    assert judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
-    assert judge(accuracy(cosine=0.9899999), None, Limits(cosine=0.99), {}).verdict == "fail"
+    assert evaluate_gates(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
+    assert evaluate_gates(accuracy(cosine=0.9899999), None, Limits(cosine=0.99), {}).verdict == "fail"
 
 
 @pytest.mark.parametrize("reference", [0.0, -0.4])
 def test_a_ratio_to_nothing_fails_and_says_what_to_use(reference: float) -> None:
     metric = METRIC | {"engine": 0.0, "reference": reference, "ratio": None}
-    (check,) = judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).failures
+    (check,) = evaluate_gates(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).failures
     assert "A ratio says nothing where fp32 is not above zero: use metric, metric_delta" in check.message
 
 
 @pytest.mark.parametrize("limits", [Limits(metric=0.5), Limits(metric=0.99), Limits(metric_ratio=0.9)], ids=str)
 def test_a_metric_that_changes_its_mind_decides_nothing(limits: Limits) -> None:
     report = accuracy() | {"metric": METRIC | {"name": "own:score", "repeated": 0.91}}
-    verdict = judge(report, None, limits, {})
+    verdict = evaluate_gates(report, None, limits, {})
     assert verdict.verdict == "inconclusive"
     assert "own:score gave 0.98 and then 0.91 for the same outputs" in verdict.checks[-1].message
 
@@ -240,13 +246,13 @@ def test_a_metric_that_changes_its_mind_decides_nothing(limits: Limits) -> None:
 def test_a_class_that_is_lost_fails_though_the_mean_is_fine() -> None:
     dead = [{"class": n, "samples": 12, "reference": 11} for n in range(7)]
     report = accuracy() | {"metric": METRIC | {"dead_classes": dead[:1]}}
-    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    (check,) = evaluate_gates(report, None, Limits(metric=0.5), {}).failures
     assert (check.name, check.message) == ("classes", "top1: lost class 0 (0 of 12 right, fp32 11).")
     report["metric"]["dead_classes"] = dead
-    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    (check,) = evaluate_gates(report, None, Limits(metric=0.5), {}).failures
     assert check.message.endswith("class 4 (0 of 12 right, fp32 11) and 2 more.")
     report["metric"]["dead_classes"] = []
-    assert judge(report, None, Limits(metric=0.5), {}).verdict == "pass"
+    assert evaluate_gates(report, None, Limits(metric=0.5), {}).verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,7 @@ def test_a_class_that_is_lost_fails_though_the_mean_is_fine() -> None:
     [(["float16", "float32"], "fail"), (["int64", "float32"], "fail"), (["float32", "float64"], "pass")],
 )
 def test_an_output_of_another_type_is_told_and_fails_unless_tensorrt_always_does_so(pair: list[str], word: str) -> None:
-    verdict = judge(accuracy(dtypes=pair), None, Limits(cosine=0.9), {})
+    verdict = evaluate_gates(accuracy(dtypes=pair), None, Limits(cosine=0.9), {})
     check = next(c for c in verdict.checks if c.name == "dtype[logits]")
     assert check.verdict == verdict.verdict == word
     assert check.message == f"logits: the engine gives {pair[0]}, the model {pair[1]}."

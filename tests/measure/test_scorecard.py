@@ -11,12 +11,12 @@ from engineworks.measure.statistics import Interval
 
 def engine(name: str = "tiny/int8/cpu", verdict: str = "pass", **changed: Any) -> dict[str, Any]:
     p50 = changed.pop("p50", 1.0)
-    figures = {"latency_ms_p50": p50, "latency_ms_p90": p50 * 1.2, "median_interval": [p50 * 0.98, p50 * 1.02]}
+    values = {"latency_ms_p50": p50, "latency_ms_p90": p50 * 1.2, "median_interval": [p50 * 0.98, p50 * 1.02]}
     cosine = changed.pop("cosine", 0.9998)
     accuracy = {"outputs": {"y": {"cosine": cosine}}, "metric": {"engine": changed.pop("metric", 0.9), "samples": 100}}
     return {
         "id": name, "verdict": verdict, "checks": [], "error": None, "bytes": 1000, "accuracy": accuracy,
-        "latency": {"one": figures}, **changed,
+        "latency": {"one": values}, **changed,
     }  # fmt: skip
 
 

@@ -11,20 +11,22 @@ import pytest
 from numpy.typing import NDArray
 
 from engineworks.errors import ModelError
-from engineworks.measure.gates.gates import judge
-from engineworks.measure.slices import Slice, samples_needed, slice_figures
+from engineworks.measure.gates.gates import evaluate_gates
+from engineworks.measure.slices import Slice, samples_needed, slice_values
 from engineworks.recipe.recipe import Limits
 from tests.typed_reports import accuracy, metric
 
 
 def shares(engine: NDArray[Any], reference: NDArray[Any], names: NDArray[Any], *, lower: bool = False) -> list[Slice]:
-    return slice_figures(
+    return slice_values(
         names, lambda rows: (float(engine[rows].mean()), float(reference[rows].mean())), lower_is_better=lower
     )
 
 
 def verdict(slices: list[Slice], limit: float | None) -> tuple[str, dict[str, str]]:
-    judged = judge(accuracy(replace(metric(), slices=tuple(slices))), None, Limits(worst_slice_ratio=limit), {})
+    judged = evaluate_gates(
+        accuracy(replace(metric(), slices=tuple(slices))), None, Limits(worst_slice_ratio=limit), {}
+    )
     return judged.verdict, {check.name: check.message for check in judged.checks if "slice" in check.name}
 
 
@@ -81,7 +83,7 @@ def test_a_slice_on_which_fp32_cannot_be_scored_is_named_and_decides_nothing() -
         return 1.0, 1.0
 
     names = np.where(np.arange(100) < 20, "odd", "even")
-    word, told = verdict(slice_figures(names, score, lower_is_better=False), 0.9)
+    word, told = verdict(slice_values(names, score, lower_is_better=False), 0.9)
     assert word == "inconclusive"
     assert "slice 'odd' (20 samples: only one class)" in told["worst_slice_ratio"]
     assert verdict(shares(np.ones(50), np.zeros(50), np.full(50, "a")), 0.9)[0] == "inconclusive"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from engineworks.measure.slices import Slice, slice_figures
+from engineworks.measure.slices import Slice, slice_values
 from engineworks.measure.suggested_limits import Evidence, suggest_limits
 from tests.typed_reports import metric
 
@@ -15,7 +15,7 @@ from tests.typed_reports import metric
 def whole(right: float, samples: int = 400) -> Slice:
     engine = (np.arange(samples) < right * samples).astype(float)
     fp32 = np.ones(samples)
-    (part,) = slice_figures(
+    (part,) = slice_values(
         np.full(samples, "all"), lambda rows: (float(engine[rows].mean()), float(fp32[rows].mean())),
         lower_is_better=False,
     )  # fmt: skip

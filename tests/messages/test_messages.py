@@ -18,7 +18,7 @@ import pytest
 from conftest import RECIPE
 
 from engineworks.builds.step import run_step
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError, TrustError
 from engineworks.fingerprint import digest_of
@@ -65,7 +65,7 @@ def rendered(case: object, root: Path, capsys: pytest.CaptureFixture[str], monke
     case.prepare()  # type: ignore[attr-defined]
     for name, value in case.environment.items():  # type: ignore[attr-defined]
         monkeypatch.setenv(name, value)
-    code = _run(list(case.command))  # type: ignore[attr-defined]
+    code = run_command(list(case.command))  # type: ignore[attr-defined]
     captured = capsys.readouterr()
     command = " ".join(case.command)  # type: ignore[attr-defined]
     variables = "".join(f"{k}={v} " for k, v in case.environment.items())  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ def test_the_message_of_a_failed_step_is_the_one_that_was_read(title: str, repos
     said = ""
     for step in plan.to_do:
         try:
-            run_step(step, store, default_pool(), say=lambda _: None)
+            run_step(step, store, default_pool(), echo=lambda _: None)
         except EngineworksError as error:
             said = f"{step.id}: FAILED: {error}\n[exit {error.exit_code}]"
             break
@@ -136,7 +136,7 @@ def test_messages_about_what_was_built_are_those_that_were_read(repository: Path
     file = store.place(key) / "model.onnx"
     file.chmod(0o644)
     file.write_bytes(b"madel")
-    assert Store(repository / "store").get(key, say=lines.append) is None
+    assert Store(repository / "store").get(key, echo=lines.append) is None
     compare(LIBRARY[2], masked("\n".join(lines), repository))
 
 

@@ -49,7 +49,7 @@ def accuracy(repository: Path, **said: str) -> dict[str, Any]:
     store = Store(recipes / "store")
     planned = plan_recipe(load_recipe(recipes / "task.yaml"), store, FileDigests(None))
     for step in planned.steps.values():
-        run_step(step, store, default_pool(), say=lambda _: None)
+        run_step(step, store, default_pool(), echo=lambda _: None)
     found: dict[str, Any] = store.require(planned.engines[0].steps["compare"]).read_json("accuracy.json")
     return found
 

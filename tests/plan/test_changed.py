@@ -12,7 +12,7 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.errors import InputError
 from engineworks.plan.changed import Changes, find_changes, only_glob
 from engineworks.plan.recipe_change import EngineChange, RecipeChange
@@ -182,7 +182,7 @@ def test_a_recipe_that_was_wrong_then_is_built_and_says_what_was_wrong(committed
 def test_a_recipe_that_is_wrong_now_stops_no_other(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit("other.yaml", "metric: top1", "metrik: top1")
     edit("tiny.yaml", "one: {batch: 1}", "one: {batch: 2}")
-    assert _run(["changed", "--since", "HEAD", "--json"]) == 2
+    assert run_command(["changed", "--since", "HEAD", "--json"]) == 2
     printed = json.loads(capsys.readouterr().out)
     assert printed["build"] == ["recipes/tiny.yaml"]
     assert {r["recipe"]: r["state"] for r in printed["recipes"]} == {"tiny": "changed", "other": "broken"}
@@ -206,10 +206,10 @@ def test_a_hook_may_ask_from_within_a_commit(committed: Path, monkeypatch: pytes
 
 
 def test_an_unknown_revision_and_no_repository_are_said(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["changed", "--since", "v9"]) == 2
+    assert run_command(["changed", "--since", "v9"]) == 2
     assert "git knows no revision 'v9'" in capsys.readouterr().err
     shutil.rmtree(committed / ".git")
-    assert _run(["changed", "--since", "HEAD"]) == 2
+    assert run_command(["changed", "--since", "HEAD"]) == 2
     assert "is in no git repository" in capsys.readouterr().err
 
 
@@ -221,9 +221,9 @@ def test_without_git_it_says_so(committed: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_quiet_prints_what_a_shell_hands_on(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit("tiny.yaml", "one: {batch: 1}", "one: {batch: 2}")
-    assert _run(["changed", "--since", "HEAD", "-q"]) == 0
+    assert run_command(["changed", "--since", "HEAD", "-q"]) == 0
     assert capsys.readouterr().out == "recipes/tiny.yaml\n"
-    assert _run(["changed", "--since", "HEAD"]) == 0
+    assert run_command(["changed", "--since", "HEAD"]) == 0
     assert "since HEAD" in capsys.readouterr().out
 
 
@@ -247,9 +247,9 @@ def test_recipes_outside_of_recipes_are_named_or_it_says_so(
     shutil.move("recipes", "nets")
     commit()
     commit()
-    assert _run(["changed", "--since", "HEAD"]) == 2
+    assert run_command(["changed", "--since", "HEAD"]) == 2
     assert "there are no recipes in recipes/, now or then; name the recipe files" in capsys.readouterr().err
-    assert _run(["changed", "--since", "HEAD", "nets/tiny.yaml", "nets/other.yaml"]) == 0
+    assert run_command(["changed", "--since", "HEAD", "nets/tiny.yaml", "nets/other.yaml"]) == 0
     assert "0 of 2 recipes, 0 engines" in capsys.readouterr().out
 
 
@@ -280,7 +280,7 @@ def test_without_the_data_what_did_not_change_is_unchanged(
     without_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {r.state for r in found().recipes} == {"unchanged"}
-    assert _run(["changed", "--since", "HEAD"]) == 0
+    assert run_command(["changed", "--since", "HEAD"]) == 0
     printed = capsys.readouterr().out
     assert "recipes/tiny.yaml: unchanged: compared by what the recipe says: recipes/tiny.yaml:" in printed
     assert "0 of 2 recipes, 0 engines" in printed

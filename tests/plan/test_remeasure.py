@@ -25,9 +25,9 @@ def planned(repository: Path, store: Store, text: str) -> Plan:
     return plan_recipe(load_recipe(repository / "recipes/tiny.yaml"), store, FileDigests(None), only="*/fp32/*")
 
 
-def measured(store: Store, plan: Plan, **figures: Any) -> str:
+def measured(store: Store, plan: Plan, **values: Any) -> str:
     key = plan.engines[0].steps["measure"]
-    report = latency_json({"one": shape_json(**{"runs": 99, **figures})})
+    report = latency_json({"one": shape_json(**{"runs": 99, **values})})
     with store.writing(key, plan.steps[key].document, "measure") as writing:
         (writing.folder / "latency.json").write_text(json.dumps(report), encoding="utf-8")
     return key

@@ -14,7 +14,7 @@ from conftest import RECIPE
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from engineworks.cli import _run, app
+from engineworks.cli import app, run_command
 from engineworks.errors import RecipeError
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.metric import F1, CharacterError, TopK, WordError
@@ -303,7 +303,7 @@ def test_options_refuse_them(
     repository: Path, capsys: pytest.CaptureFixture[str], command: str, option: str, value: str
 ) -> None:
     named = {name: ["recipes/tiny.yaml"] for name in ("sensitivity", "serve")}.get(command, [])
-    assert _run([command, *named, option, value]) == 2
+    assert run_command([command, *named, option, value]) == 2
     assert option in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from engineworks.cli import _run, app
+from engineworks.cli import app, run_command
 from engineworks.errors import InputError, TargetError
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe, plan_recipes
@@ -22,7 +22,7 @@ TINY = Path("recipes/tiny.yaml")
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    assert _run(["plan", *arguments, "--json"]) == 0
+    assert run_command(["plan", *arguments, "--json"]) == 0
     return [e["id"] for r in json.loads(capsys.readouterr().out)["recipes"] for e in r["engines"]]
 
 
@@ -48,7 +48,7 @@ def test_every_command_refuses_each_glob_that_selects_nothing(
 ) -> None:
     for globs in (["*/int8/*", "*/int9/*"], ["*/int9/*", "*/int8/*"]):
         options = [word for glob in globs for word in ("--only", glob)]
-        assert _run([command[0], str(TINY), *command[1:], *options]) == 2
+        assert run_command([command[0], str(TINY), *command[1:], *options]) == 2
         assert "--only '*/int9/*' matches no engine of tiny" in capsys.readouterr().err
 
 
@@ -88,9 +88,9 @@ def test_a_plan_of_one_recipe_takes_what_was_meant_for_others_too(repository: Pa
 def test_any_other_option_that_is_given_twice_is_refused(
     repository: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    assert _run(command) == 2
+    assert run_command(command) == 2
     assert f"{command[-2]} is given 2 times; give it once" in capsys.readouterr().err
 
 
 def test_a_flag_may_be_given_twice(repository: Path) -> None:
-    assert _run(["validate", "-q", "-q", "recipes/tiny.yaml"]) == 0
+    assert run_command(["validate", "-q", "-q", "recipes/tiny.yaml"]) == 0

@@ -67,7 +67,7 @@ def built_at(root: Path, only: str | None = None) -> Built:
     store = Store(Path(settings.store))
     plan = plan_recipe(load_recipe(root / "recipes" / "tiny.yaml"), store, FileDigests(None), only=only)
     for step in plan.to_do:
-        run_step(step, store, default_pool(), say=lambda _: None)
+        run_step(step, store, default_pool(), echo=lambda _: None)
     return Built(root, settings, plan_recipe(plan.loaded, store, FileDigests(None), only=only), store)
 
 

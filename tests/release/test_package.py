@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from release_keys import trust_mine
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.passport import Passport, read_passport
 from engineworks.engines.signing import Trust, read_signer
@@ -349,16 +349,16 @@ def test_the_command_packages_what_passed_and_says_what_it_left_out(
     built: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "models"
-    assert _run(["package", "recipes/tiny.yaml", "--out", str(out), "--json"]) == 0
+    assert run_command(["package", "recipes/tiny.yaml", "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["models"] == ["tiny-fp32-cpu", "tiny-int8-cpu"]
     assert said["left_out"] == []
-    assert _run(["verify", str(out)]) == 0
+    assert run_command(["verify", str(out)]) == 0
     assert capsys.readouterr().out.count("the bytes are those of its passport") == 2
     text = built.recipe.read_text(encoding="utf-8")
     built.recipe.write_text(text.replace("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}"), encoding="utf-8")
-    assert _run(["package", "recipes/tiny.yaml", "--out", str(out)]) == 1
+    assert run_command(["package", "recipes/tiny.yaml", "--out", str(out)]) == 1
     assert "left out: tiny/int8/cpu fail: logits: cosine similarity" in capsys.readouterr().out
     assert [p.name for p in out.iterdir() if p.is_dir()] == ["tiny-fp32-cpu"]
-    assert _run(["package", "recipes/tiny.yaml", "--out", str(out), "--only", "*/int8/*"]) == 2
+    assert run_command(["package", "recipes/tiny.yaml", "--out", str(out), "--only", "*/int8/*"]) == 2
     assert "there is no engine to package:\ntiny/int8/cpu fail" in capsys.readouterr().err

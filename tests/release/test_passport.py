@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from release_keys import trust_mine
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.commands.verification import verify_anything
 from engineworks.engines.engine_session import load_engine
 from engineworks.engines.passport import read_passport, verify_folder
@@ -204,23 +204,23 @@ def test_the_command_says_what_it_found_and_refuses_with_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = built.engine()
-    assert _run(["verify", "tiny/int8/cpu"]) == 0
+    assert run_command(["verify", "tiny/int8/cpu"]) == 0
     assert capsys.readouterr().out == (
         "tiny/int8/cpu: the bytes are those of its passport, not signed; verdict pass\n"
         "this is the latest build; it has no champion\n"
     )
-    assert _run(["keygen", str(tmp_path / "keys"), "--json"]) == 0
+    assert run_command(["keygen", str(tmp_path / "keys"), "--json"]) == 0
     monkeypatch.setenv("ENGINEWORKS_TRUSTED_KEYS", json.loads(capsys.readouterr().out)["public"])
-    assert _run(["verify", "tiny/int8/cpu", "--json"]) == 2
+    assert run_command(["verify", "tiny/int8/cpu", "--json"]) == 2
     assert "is not signed, and ENGINEWORKS_TRUSTED_KEYS asks for a signature" in capsys.readouterr().err
     monkeypatch.setenv("ENGINEWORKS_SIGNING_KEY", str(tmp_path / "keys" / "engineworks.key"))
     built.engine()
-    assert _run(["verify", "tiny/int8/cpu", "--json"]) == 0
+    assert run_command(["verify", "tiny/int8/cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engines"][0]["signed_by"]
     alter(engine.path)
-    assert _run(["verify", "tiny/int8/cpu"]) == 2
+    assert run_command(["verify", "tiny/int8/cpu"]) == 2
     err = capsys.readouterr().err
     assert "was altered" in err
     assert err.count("\n") == 1
-    assert _run(["verify", "tiny/fp32/cpu"]) == 2  # it has no passport yet
+    assert run_command(["verify", "tiny/fp32/cpu"]) == 2  # it has no passport yet
     assert "was not built here" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from by_hand import by_hand
 from release_keys import trust_mine
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.measure.gates.gates import Check, Verdict
 from engineworks.measure.waivers import apply_waivers
@@ -199,12 +199,12 @@ def test_verify_and_inspect_say_whether_the_latest_build_is_the_champion(
     plan, client = named(built, "which"), by_hand(tracking)
 
     def said() -> str:
-        assert _run(["verify", "tiny/int8/cpu"]) == 0
+        assert run_command(["verify", "tiny/int8/cpu"]) == 0
         verified = capsys.readouterr().out.splitlines()[-1].removeprefix("this is ")
         assert verified.startswith("the latest build; ")
-        assert _run(["inspect", "tiny/int8/cpu", "--json"]) == 0
+        assert run_command(["inspect", "tiny/int8/cpu", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["which"] == verified
-        assert _run(["verify", "tiny/int8/cpu", "--json"]) == 0
+        assert run_command(["verify", "tiny/int8/cpu", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["engines"][0]["which"] == verified
         return verified
 
@@ -316,13 +316,13 @@ def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: 
 def test_the_commands_release_and_roll_back(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A recorded build with nothing to do needs no flow."""
     _, _, tracking = world
-    assert _run(["release", "recipes/tiny.yaml", "--json"]) == 0
+    assert run_command(["release", "recipes/tiny.yaml", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["model"] == "tiny"
     assert [(e["id"], e["action"]) for e in said["releases"]] == [
         ("tiny/fp32/cpu", "promoted"), ("tiny/int8/cpu", "promoted")
     ]  # fmt: skip
-    assert _run(["rollback", "recipes/tiny.yaml"]) == 2
+    assert run_command(["rollback", "recipes/tiny.yaml"]) == 2
     assert "no champion of tiny has one before it; nothing was changed" in capsys.readouterr().err
     assert tracking.registry().get(INT8).version == 2
 

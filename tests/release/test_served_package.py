@@ -17,7 +17,7 @@ import pytest
 from release_record import record
 
 from engineworks.builds.step import run_step
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.commands.serve_jobs import job_of
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
@@ -104,7 +104,7 @@ def test_the_command_serves_what_was_built_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
     monkeypatch.chdir(built.root)
-    assert _run(["serve", "recipes/tiny.yaml", "--only", "*/int8/cpu", "--swaps", "2", "--json"]) == 0
+    assert run_command(["serve", "recipes/tiny.yaml", "--only", "*/int8/cpu", "--swaps", "2", "--json"]) == 0
     (engine,) = json.loads(capsys.readouterr().out)["engines"]
     assert engine["verdict"] == "pass"
     names = {check["name"] for check in engine["checks"]}
@@ -205,14 +205,14 @@ def test_a_candidate_is_served_beside_the_champion(
     line = json.dumps({"inputs": [{"name": "image", "shape": [1, 1, 4, 4], "datatype": "FP32", "data": [0.5] * 16}]})
     (built.root / "recorded.jsonl").write_text(line + "\n")
     command = ["serve", "recipes/tiny.yaml", "--only", "*/int8/cpu", "--shadow", "--requests", "recorded.jsonl"]
-    assert _run(command) == 0
+    assert run_command(command) == 0
     assert "the champion is this very engine, byte for byte" in capsys.readouterr().out
     text = built.recipe.read_text()
     built.recipe.write_text(f"{text}calibration: {{method: percentile, percentile: 99}}\n")
     plan = plan_recipe(load_recipe(built.recipe), built.store, FileDigests(None), only="*/int8/cpu")
     for one in plan.to_do:
-        run_step(one, built.store, default_pool(), say=lambda _: None)
-    assert _run([*command, "--seconds", "1", "--json"]) == 3  # one second gives too few rounds
+        run_step(one, built.store, default_pool(), echo=lambda _: None)
+    assert run_command([*command, "--seconds", "1", "--json"]) == 3  # one second gives too few rounds
     (engine,) = json.loads(capsys.readouterr().out)["engines"]
     words = {check["name"]: check["verdict"] for check in engine["checks"]}
     assert words.pop("shadow.latency[evaluation]") == words.pop("shadow.latency[recorded]") == "inconclusive"
@@ -228,7 +228,7 @@ def test_two_engines_are_served_together(
 ) -> None:
     monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
     command = ["serve", "recipes/tiny.yaml", "--together", "--seconds", "1", "--json"]
-    assert _run([*command, "--memory-mib", "1"]) == 1
+    assert run_command([*command, "--memory-mib", "1"]) == 1
     (found,) = json.loads(capsys.readouterr().out)["engines"]
     assert found["report"]["models"].keys() == {"tiny-fp32-cpu", "tiny-int8-cpu"}
     assert {c["name"]: c["verdict"] for c in found["checks"]} == {
@@ -243,5 +243,5 @@ def test_without_a_server_the_command_says_what_to_do(
     monkeypatch.delenv("ENGINEWORKS_TRITON", raising=False)
     monkeypatch.chdir(built.root)
     shutil.rmtree(built.root / ".triton", ignore_errors=True)
-    assert _run(["serve", "recipes/tiny.yaml"]) == 2
+    assert run_command(["serve", "recipes/tiny.yaml"]) == 2
     assert NO_SERVER in capsys.readouterr().err

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.measure.gates.gates import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.answer import may_ship
@@ -188,12 +188,12 @@ def test_long_steps_tell_the_time_that_is_left() -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["--version"]) == 0
+    assert run_command(["--version"]) == 0
     assert capsys.readouterr().out.startswith("engineworks 0.")
 
 
 def test_inspect_is_text_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["inspect", "recipes/models/digits_cnn.onnx"]) == 0
+    assert run_command(["inspect", "recipes/models/digits_cnn.onnx"]) == 0
     out = capsys.readouterr().out
     assert "ONNX, opset 18, 23,946 parameters" in out
     assert "float32[batch, 1, 8, 8]" in out

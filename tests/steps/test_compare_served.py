@@ -24,7 +24,7 @@ from engineworks.errors import RunError
 from engineworks.host.file_digests import digest_file
 from engineworks.measure import served as served_limits
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, judge
+from engineworks.measure.gates.gates import Check, evaluate_gates
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.served_report import LoweredFacts, Served
 from engineworks.recipe.recipe import Limits
@@ -144,7 +144,7 @@ class Bench:
         inputs = {"build": build, "reference": self.folder, "lowered": own}
         compare.run(StepJob("t/compare", params, inputs, unkeyed, self.folder, lambda _: None))
         self.report = json.loads((self.folder / "accuracy.json").read_text(encoding="utf-8"))
-        return list(judge(Accuracy.from_json(self.report), None, limits or Limits(), {}).checks)
+        return list(evaluate_gates(Accuracy.from_json(self.report), None, limits or Limits(), {}).checks)
 
     def failures(self, spoil: Any = healthy, **options: Any) -> dict[str, str]:
         return {c.name: c.message for c in self.compare(spoil, **options) if c.verdict != "pass"}

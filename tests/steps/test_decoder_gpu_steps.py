@@ -20,7 +20,7 @@ from engineworks.engines.verified import verified_engine
 from engineworks.errors import TrustError, UnsupportedError
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import judge
+from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.measure.latency import Sampling
 from engineworks.measure.latency_report import Latency
 from engineworks.plan.plan import plan_recipe
@@ -102,7 +102,7 @@ def test_the_artifact_holds_an_engine_for_every_situation(made):
 
 def test_it_passes_the_gates_that_cpu_engines_pass(made):
     report = Accuracy.read(made["compare"])
-    verdict = judge(report, None, Limits(metric_ratio=0.99, cosine=0.999), {})
+    verdict = evaluate_gates(report, None, Limits(metric_ratio=0.99, cosine=0.999), {})
     assert verdict.verdict == "pass", list(verdict.checks)
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 12  # with the graph
 
@@ -138,9 +138,9 @@ def test_the_benchmark_for_gpus_reads_what_the_steps_wrote(made, monkeypatch):
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     monkeypatch.setattr(benchmark, "artifact", lambda engine, step: made[step])
-    figures, steps = benchmark.recorded_figures(ENGINE), benchmark.timed_steps(ENGINE)
-    assert all(situation["right"] for situation in figures["situations"].values())
-    assert set(figures["shapes"]) == {"chat", "busy"}
+    values, steps = benchmark.recorded_measurements(ENGINE), benchmark.timed_steps(ENGINE)
+    assert all(situation["right"] for situation in values["situations"].values())
+    assert set(values["shapes"]) == {"chat", "busy"}
     assert set(steps) == {"1 together", "4 together", "4 alone"}
     assert all(step["step_ms"] > 0 for step in steps.values())
 

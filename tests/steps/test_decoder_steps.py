@@ -13,7 +13,7 @@ from engineworks.engines.verified import verified_engine
 from engineworks.errors import RunError
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import judge
+from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
@@ -48,7 +48,7 @@ def report(made):
 
 
 def test_the_engine_passes_in_every_situation(report):
-    verdict = judge(report, None, Limits(metric_ratio=0.7, cosine=0.9), {})
+    verdict = evaluate_gates(report, None, Limits(metric_ratio=0.7, cosine=0.9), {})
     assert verdict.verdict == "pass", [c.message for c in verdict.failures]
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 11
 
@@ -63,7 +63,7 @@ def test_int4_weights_cost_perplexity(report):
     metric = report.metric
     assert metric.reference < metric.engine
     assert metric.interval[0] < metric.ratio < metric.interval[1] < 1
-    assert judge(report, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
+    assert evaluate_gates(report, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
 
 
 def test_continuations_stand_beside_fp32s(report):

@@ -38,7 +38,7 @@ def test_the_cache_is_filled_before_it_is_measured(tmp_path: Path) -> None:
     found = measure_loads(load, {"x": np.ones(1)}, tmp_path)
     assert asked == [None, tmp_path, tmp_path]
     assert set(found) == {"without_cache", "with_cache"}
-    assert all(v >= 0 for figures in found.values() for v in figures.values())
+    assert all(v >= 0 for values in found.values() for v in values.values())
     assert FakeSession.open == 0
 
 

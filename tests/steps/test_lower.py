@@ -201,7 +201,7 @@ def test_what_is_named_in_vain_is_a_note(
     tmp_path: Path, quantized: dict[str, list[str]], more: dict[str, list[str]], notes: list[str], unquantized: str
 ) -> None:
     job = job_of(tmp_path, layers(), "int8_weights", unquantized)
-    run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.unkeyed, job.out, job.say))
+    run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.unkeyed, job.out, job.echo))
     found = Lowering.read(tmp_path / "out").notes
     if unquantized == "fp32":  # there fp32 is what a node has anyway
         notes = [note for note in notes if not note.startswith("fp32 ")]
@@ -212,7 +212,7 @@ def test_what_is_named_in_vain_is_a_note(
 def test_nodes_that_stay_fp32_within_half_precision_may_be_named_by_operator(tmp_path: Path) -> None:
     job = job_of(tmp_path, layers(), "fp16")
     params = {**job.params, "fp32": ["op:Relu", "size"]}
-    run(StepJob(job.id, params, job.inputs, job.unkeyed, job.out, job.say))
+    run(StepJob(job.id, params, job.inputs, job.unkeyed, job.out, job.echo))
     report = Lowering.read(tmp_path / "out")
     assert report.kept["relu"] == "asked for by 'op:Relu'"
     assert report.notes == ("fp32 names 'size' (Add) without effect: nothing of it would be lowered",)

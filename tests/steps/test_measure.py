@@ -65,13 +65,13 @@ def report_of(step: StepJob) -> Any:
 def test_on_a_cpu_every_shape_and_batch_has_its_figures(tmp_path: Path) -> None:
     report = report_of(job(tmp_path, streams=[2], serving=Serving(cuda_graphs=True).to_json()))
     assert list(report["shapes"]) == ["bulk", "one"]
-    for figures in report["shapes"].values():
-        assert figures["latency_ms_p50"] > 0
-        assert figures["first_run_ms"] > 0
-        assert figures["device_ms_p50"] is figures["copies_ms_p50"] is None
-        assert [s["streams"] for s in figures["streams"]] == [2]
-        assert figures["streams"][0]["runs_per_s"] > 0
-        assert len(figures["samples"]) == figures["runs"]
+    for values in report["shapes"].values():
+        assert values["latency_ms_p50"] > 0
+        assert values["first_run_ms"] > 0
+        assert values["device_ms_p50"] is values["copies_ms_p50"] is None
+        assert [s["streams"] for s in values["streams"]] == [2]
+        assert values["streams"][0]["runs_per_s"] > 0
+        assert len(values["samples"]) == values["runs"]
     assert [(p["batch"], p.get("shape")) for p in report["sweep"]] == [(1, "one"), (4, None)]
     assert report["sweep"][1]["streams"] == []
     assert report["engine_mib"] == 1.0

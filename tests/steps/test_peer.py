@@ -56,11 +56,11 @@ def test_a_peer_is_measured_at_every_shape_and_compared(tmp_path: Path) -> None:
     peer.run(done)
     found = report(done)
     assert list(found["shapes"]) == ["one", "four"]
-    for figures in found["shapes"].values():
-        assert figures["latency_ms_p50"] > 0
-        assert figures["first_run_ms"] > 0
-        assert figures["memory_mib"] >= 0
-        assert figures["device_ms_p50"] is None
+    for values in found["shapes"].values():
+        assert values["latency_ms_p50"] > 0
+        assert values["first_run_ms"] > 0
+        assert values["memory_mib"] >= 0
+        assert values["device_ms_p50"] is None
     assert found["shapes"]["four"]["dims"] == {"batch": 4}
     assert found["load_ms"] > 0
     assert found["import_ms"] >= 0

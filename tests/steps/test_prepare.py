@@ -36,7 +36,7 @@ def plan(recipe: Path, store: Store) -> Plan:
 def run_all(planned: Plan, store: Store) -> None:
     for step in planned.steps.values():
         if step.kind != "measure":
-            run_step(step, store, default_pool(), say=lambda _: None)
+            run_step(step, store, default_pool(), echo=lambda _: None)
 
 
 def keys(planned: Plan) -> Mapping[str, str]:
@@ -115,7 +115,7 @@ def test_padding_to_the_longest_allowed_makes_rows_of_one_length(moods: Path) ->
     store = Store(moods.parent / "store")
     planned = plan(moods, store)
     step = next(s for s in planned.steps.values() if s.id == "moods/prepare-evaluation")
-    run_step(step, store, default_pool(), say=lambda _: None)
+    run_step(step, store, default_pool(), echo=lambda _: None)
     samples = stored_evaluation(planned.loaded, store)
     assert {feeds["input_ids"].shape[1] for feeds in samples.batches([3])} == {12}
 
@@ -125,7 +125,7 @@ def test_a_column_names_the_slices_of_texts(moods: Path) -> None:
     store = Store(moods.parent / "store")
     planned = plan(moods, store)
     step = next(s for s in planned.steps.values() if s.id == "moods/prepare-evaluation")
-    run_step(step, store, default_pool(), say=lambda _: None)
+    run_step(step, store, default_pool(), echo=lambda _: None)
     samples = stored_evaluation(planned.loaded, store)
     names, labels = samples.slice_names(), samples.read_labels()
     assert names is not None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from engineworks.measure.accuracy import OutputComparison
-from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.steps.partial_quantization.groups import Group
 from engineworks.steps.partial_quantization.ranking import (
     make_trial,
@@ -21,8 +21,8 @@ from engineworks.steps.partial_quantization.ranking import (
 
 def report(sqnr: float | None, metric: float | None = None, *, lower: bool = False, **output: Any) -> Accuracy:
     one = replace(OutputComparison(0).result(), **{"sqnr_db": sqnr, "max_abs": 1.0, "cosine": 0.9, **output})
-    figures = MetricFigures("top1", "labels", 100, lower, metric, 0.8, None)
-    return Accuracy({"y": one}, figures if metric is not None else None, 100, (1,))
+    values = MetricValues("top1", "labels", 100, lower, metric, 0.8, None)
+    return Accuracy({"y": one}, values if metric is not None else None, 100, (1,))
 
 
 def group(name: str, size: int = 1) -> Group:

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engineworks.errors import EngineworksError, ModelError
-from engineworks.measure.accuracy_report import DeadClass, MetricFigures
-from engineworks.measure.gates.gates import judge
+from engineworks.measure.accuracy_report import DeadClass, MetricValues
+from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.measure.task_metrics import dead_classes
 from engineworks.recipe.recipe import Limits
 from engineworks.recipe.samples import open_samples
@@ -32,7 +32,7 @@ def compared(
     reference: NDArray[Any],
     labels: NDArray[Any] = LABELS,
     slices: NDArray[Any] | None = None,
-) -> MetricFigures:
+) -> MetricValues:
     x = np.zeros((len(labels), 3), np.float32)
     named = {} if slices is None else {"part": slices}
     np.savez(folder / "data.npz", x=x, y=labels, **named)
@@ -77,14 +77,14 @@ def test_a_metric_that_is_not_finite_fails_every_limit(tmp_path: Path, value: st
     found = compared(tmp_path, own(tmp_path, f"    return {value}\n", f"metric_is_{abs(hash(value))}"), RIGHT, RIGHT)
     assert (found.engine, found.reference, found.ratio) == (None, None, None)
     for limits in (Limits(metric=0.5), Limits(metric_ratio=0.5), Limits(metric_delta=9), Limits(metric_between=(0, 9))):
-        verdict = judge(accuracy(found), None, limits, {})
+        verdict = evaluate_gates(accuracy(found), None, limits, {})
         assert (verdict.verdict, "not a number" in verdict.checks[1].message) == ("fail", True)
 
 
 def test_a_metric_that_throws_dice_decides_nothing(tmp_path: Path) -> None:
     found = compared(tmp_path, own(tmp_path, "    return float(np.random.rand())\n", "metric_dice"), RIGHT, RIGHT)
     assert found.repeated not in (None, found.engine)
-    assert judge(accuracy(found), None, Limits(metric=0.0), {}).verdict == "inconclusive"
+    assert evaluate_gates(accuracy(found), None, Limits(metric=0.0), {}).verdict == "inconclusive"
 
 
 def test_what_a_metric_does_to_its_arguments_stays_with_it(tmp_path: Path) -> None:

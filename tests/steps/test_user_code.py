@@ -62,12 +62,12 @@ def job(folder: Path, limit_s: float, params: dict[str, Any]) -> StepJob:
 
 def metric(folder: Path, limit_s: float) -> object:
     return user_metric.evaluate_in_sandbox(
-        "own:code", folder, ROWS, ROWS, ROWS, LABELS, say=lambda _: None, time_limit_s=limit_s
+        "own:code", folder, ROWS, ROWS, ROWS, LABELS, echo=lambda _: None, time_limit_s=limit_s
     )
 
 
 def slices(folder: Path, limit_s: float) -> object:
-    return user_slices.names_in_sandbox("own:code", folder, ROWS, LABELS, say=lambda _: None, time_limit_s=limit_s)
+    return user_slices.names_in_sandbox("own:code", folder, ROWS, LABELS, echo=lambda _: None, time_limit_s=limit_s)
 
 
 def factory(folder: Path, limit_s: float) -> object:

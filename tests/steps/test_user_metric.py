@@ -30,7 +30,7 @@ def evaluated(folder: Path, body: str, *, time_limit_s: float = 60) -> tuple[flo
     (folder / "own.py").write_text(source, encoding="utf-8", errors="surrogatepass")
     said: list[str] = []
     numbers, _ = evaluate_in_sandbox(
-        "own:score", folder, RIGHT, WRONG, RIGHT, LABELS, say=said.append, time_limit_s=time_limit_s
+        "own:score", folder, RIGHT, WRONG, RIGHT, LABELS, echo=said.append, time_limit_s=time_limit_s
     )
     assert sum(map(len, said)) < 1.1 * (1 << 20)
     return numbers

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.cli import _run
+from engineworks.cli import run_command
 from engineworks.errors import EXIT_STEP_FAILED, StoreError
 from engineworks.fingerprint import digest_of
 from engineworks.store import remote
@@ -225,7 +225,7 @@ def test_a_damaged_object_is_found_on_read_and_built_again(url: str, tmp_path: P
     boto3.client("s3").put_object(Bucket=bucket, Key=entry["Key"], Body=b"hellO")
     said: list[str] = []
     second = host(url, tmp_path / "2")
-    assert second.get(KEY, say=said.append) is None
+    assert second.get(KEY, echo=said.append) is None
     assert "other contents" in said[0]
     assert objects(url) == []
     assert write(second, "again") == "again"
@@ -333,7 +333,7 @@ def test_a_build_ends_with_one_sentence_where_the_store_can_not_be_used(
     monkeypatch.setenv("ENGINEWORKS_STORE", "s3://no-such-bucket/store" if why == "no bucket" else url)
     if why == "refused":
         use_endpoint(monkeypatch, "http://127.0.0.1:9")
-    assert _run(["plan", "recipes/tiny.yaml"]) == EXIT_STEP_FAILED
+    assert run_command(["plan", "recipes/tiny.yaml"]) == EXIT_STEP_FAILED
     said = capfd.readouterr().err
     assert ("refuses" if why == "no bucket" else "does not answer") in said
     assert said.count("the store s3://") == 1

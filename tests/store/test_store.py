@@ -81,7 +81,7 @@ def test_a_damaged_artifact_is_a_miss_and_says_so(tmp_path: Path, damage: str) -
         manifest.write_text(manifest.read_text().replace('"a": 1', '"a": 2'))
     said: list[str] = []
     store = Store(tmp_path)
-    assert store.get(KEY, say=said.append) is None
+    assert store.get(KEY, echo=said.append) is None
     assert damage == "manifest" or "is damaged" in said[0]
     write(store, "again")
     artifact = store.get(KEY)
@@ -187,7 +187,7 @@ def test_a_torn_upload_is_a_miss_and_a_damaged_one_is_found(tmp_path: Path) -> N
     upload = json.loads(files.cat_file(f"{place}/manifest.json"))["upload"]
     files.pipe_file(f"{place}/{upload}/file.txt", b"hellO")
     said: list[str] = []
-    assert store_at(url, tmp_path / "host2").get(KEY, say=said.append) is None
+    assert store_at(url, tmp_path / "host2").get(KEY, echo=said.append) is None
     assert "has other contents" in said[0]
     write(store_at(url, tmp_path / "host2"), "again")
     artifact = store_at(url, tmp_path / "host4").get(KEY)

@@ -95,7 +95,7 @@ def test_a_registered_onnx_model_is_exported(recipe: Path) -> None:
     store = Store(recipe.parent / "store")
     planned = plan_recipe(load(recipe, "models:/tiny/1"), store, FileDigests(None))
     step = next(step for step in planned.steps.values() if step.kind == "export")
-    run_step(step, store, default_pool(), say=lambda _: None)
+    run_step(step, store, default_pool(), echo=lambda _: None)
     exported = onnx.load(store.require(step.key).path / "model.onnx")
     assert exported.graph.initializer == tiny_model(1).graph.initializer
 
@@ -198,7 +198,7 @@ def test_a_pytorch_model_is_exported(tmp_path: Path, recipe: Path, registry: Reg
     (recipe.parent / "_targets.yaml").write_text(TARGETS)
     planned = plan_recipe(load(recipe, f"models:/torch-{kind}/1"), store, FileDigests(None))
     step = next(step for step in planned.steps.values() if step.kind == "export")
-    run_step(step, store, default_pool(), say=lambda _: None)
+    run_step(step, store, default_pool(), echo=lambda _: None)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(store.require(step.key).path / "model.onnx"))

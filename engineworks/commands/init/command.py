@@ -15,7 +15,7 @@ from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from engineworks.commands.init.draft import Wishes
+    from engineworks.commands.init.draft import InitOptions
     from engineworks.commands.init.write import Written
 
 
@@ -50,23 +50,23 @@ def init(
     """
     from engineworks.commands.init.write import recipe_name, write_recipe
 
-    wishes = _translated(from_trtexec, from_olive)
-    wishes = replace(
-        wishes, model=model or wishes.model, name=name or wishes.name, task=task or wishes.task,
-        precisions=_split(precisions) or wishes.precisions, evaluation=evaluation or wishes.evaluation,
-        labels=labels or wishes.labels, calibration=calibration or wishes.calibration,
+    options = _translated(from_trtexec, from_olive)
+    options = replace(
+        options, model=model or options.model, name=name or options.name, task=task or options.task,
+        precisions=_split(precisions) or options.precisions, evaluation=evaluation or options.evaluation,
+        labels=labels or options.labels, calibration=calibration or options.calibration,
     )  # fmt: skip
-    if not wishes.model:
-        wishes = _asked(wishes)
-    given = Path(wishes.model)
+    if not options.model:
+        options = _asked(options)
+    given = Path(options.model)
     folder = Path("recipes") if Path("recipes").is_dir() else Path()
-    stem = recipe_name(wishes.name or (given.stem if given.suffix == ".onnx" else given.name))
-    written = write_recipe(wishes, out or folder / f"{stem}.yaml", read_settings(), force=force)
-    _print(written, wishes, as_json=as_json)
+    stem = recipe_name(options.name or (given.stem if given.suffix == ".onnx" else given.name))
+    written = write_recipe(options, out or folder / f"{stem}.yaml", read_settings(), force=force)
+    _print(written, options, as_json=as_json)
 
 
-def _translated(trtexec: str | None, olive: Path | None) -> Wishes:
-    from engineworks.commands.init.draft import Wishes
+def _translated(trtexec: str | None, olive: Path | None) -> InitOptions:
+    from engineworks.commands.init.draft import InitOptions
     from engineworks.commands.init.olive import read_olive
     from engineworks.commands.init.trtexec import read_trtexec
 
@@ -74,14 +74,14 @@ def _translated(trtexec: str | None, olive: Path | None) -> Wishes:
         raise InputError("give --from-trtexec or --from-olive, not both")
     if trtexec is not None:
         return read_trtexec(trtexec)
-    return read_olive(olive) if olive is not None else Wishes()
+    return read_olive(olive) if olive is not None else InitOptions()
 
 
 def _split(given: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in given.split(",") if part.strip()) if given else ()
 
 
-def _asked(wishes: Wishes) -> Wishes:
+def _asked(options: InitOptions) -> InitOptions:
     """Ask questions whose defaults are usable answers; only on a terminal."""
     if not sys.stdin.isatty():
         raise InputError("no model is named", hint="e.g. engineworks init model.onnx; on a terminal it asks")
@@ -94,32 +94,32 @@ def _asked(wishes: Wishes) -> Wishes:
     calibration = typer.prompt("Samples to calibrate int8 on (empty: no int8)", default="", show_default=False)
     usual = "fp32,fp16,int8" if calibration else "fp32,fp16"
     precisions = typer.prompt("Precisions (empty: by the model)", default="", show_default=False) or ""
-    terminal.say(f"precisions: {precisions or usual}")
+    terminal.echo(f"precisions: {precisions or usual}")
     return replace(
-        wishes, model=model, name=name, evaluation=evaluation or wishes.evaluation,
-        calibration=calibration or wishes.calibration, precisions=_split(precisions) or wishes.precisions,
+        options, model=model, name=name, evaluation=evaluation or options.evaluation,
+        calibration=calibration or options.calibration, precisions=_split(precisions) or options.precisions,
     )  # fmt: skip
 
 
-def _print(written: Written, wishes: Wishes, *, as_json: bool) -> None:
+def _print(written: Written, options: InitOptions, *, as_json: bool) -> None:
     recipe = written.loaded.recipe
     if as_json:
         terminal.print_json({
             "recipe": str(written.recipe), "files": [str(f) for f in written.files], "notes": list(written.notes),
-            "translated": list(wishes.kept), "not_translated": list(wishes.dropped),
+            "translated": list(options.kept), "not_translated": list(options.dropped),
             "resolved": recipe.model_dump(mode="json"),
         })  # fmt: skip
         return
-    terminal.say_valid(str(written.recipe), len(recipe.precisions), len(recipe.targets))
+    terminal.echo_valid(str(written.recipe), len(recipe.precisions), len(recipe.targets))
     for spec_name, spec in recipe.inputs.items():
-        terminal.say(f"input {spec_name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
+        terminal.echo(f"input {spec_name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
     for profile in recipe.shapes.values():
         for dim, triple in profile.items():
-            terminal.say(f"shape {dim}: min {triple[0]}, opt {triple[1]}, max {triple[2]}")
+            terminal.echo(f"shape {dim}: min {triple[0]}, opt {triple[1]}, max {triple[2]}")
     for line in written.notes:
-        terminal.say(f"note: {line}")
-    for line in wishes.kept:
-        terminal.say(f"translated: {line}")
-    for line in wishes.dropped:
-        terminal.say(f"not translated: {line}")
-    terminal.say(f"next: engineworks build {written.recipe}")
+        terminal.echo(f"note: {line}")
+    for line in options.kept:
+        terminal.echo(f"translated: {line}")
+    for line in options.dropped:
+        terminal.echo(f"not translated: {line}")
+    terminal.echo(f"next: engineworks build {written.recipe}")

@@ -43,7 +43,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class InitOptions:
     """Requests of the user beyond the model: by options, answers, a trtexec command line or an Olive file.
 
     precisions: () leaves the choice to us. shapes: input → (min, opt, max) shapes. dropped: what could not be
@@ -97,6 +97,6 @@ class Draft:
     tried: str = ""
     why_shapes: Mapping[str, str] = field(default_factory=dict)
     metric: str | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    options: InitOptions = field(default_factory=InitOptions)
     target_note: str = ""
     schema: str = ""

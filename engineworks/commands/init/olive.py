@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.commands.init.draft import Wishes
+from engineworks.commands.init.draft import InitOptions
 from engineworks.errors import InputError
 from engineworks.recipe.yaml_nodes import read_yaml
 
@@ -34,7 +34,7 @@ _NEEDLESS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def read_olive(path: Path) -> Wishes:
+def read_olive(path: Path) -> InitOptions:
     """Translate the file. Raises `InputError` if it cannot be read, or has no `input_model` with a path."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -48,7 +48,7 @@ def read_olive(path: Path) -> Wishes:
     precisions = _precisions(document.get("passes"), kept, dropped)
     delta = _metric_delta(document, kept, dropped)
     dropped += list(_unknown(document))
-    return Wishes(
+    return InitOptions(
         model=named, task=model.get("task"), precisions=precisions, metric_delta=delta,
         kept=tuple(kept), dropped=tuple(dropped),
     )  # fmt: skip

@@ -29,13 +29,13 @@ def render(draft: Draft) -> str:
 
 
 def _head(draft: Draft) -> Iterator[str]:
-    origin = " ".join(draft.wishes.kept[:1])
+    origin = " ".join(draft.options.kept[:1])
     if draft.schema:
         yield f"# yaml-language-server: $schema={draft.schema}"
     yield f"# Written by `engineworks init`{'; ' + origin if origin else ''}. Correct what is marked '{GUESS}'."
-    if draft.wishes.dropped:
+    if draft.options.dropped:
         yield "# Not translated:"
-        yield from (f"#   {line}" for line in draft.wishes.dropped)
+        yield from (f"#   {line}" for line in draft.options.dropped)
     yield f"recipe: {draft.name}"
     yield f"description: {quoted(draft.description)}"
     yield "owner: ''" + note(len("owner: ''"), "who answers for it, e.g. vision@example.com")
@@ -93,7 +93,7 @@ def _accuracy(draft: Draft) -> Iterator[str]:
     for precision in draft.precisions:
         limits = f"cosine: {COSINE.get(precision, 0.99)}"
         if draft.metric:
-            delta = draft.wishes.metric_delta
+            delta = draft.options.metric_delta
             limits += f", metric_delta: {delta}" if delta else ", metric_ratio: 0.99"
         yield f"    {precision}: {{{limits}}}"
 
@@ -105,9 +105,9 @@ def _performance(draft: Draft) -> Iterator[str]:
     batch = next((d for d in draft.shapes if d == draft.inputs[0].shape[0]), None)
     if batch and draft.shapes[batch][2] > draft.shapes[batch][1]:
         yield f"    bulk: {_at(draft, 1, {batch: draft.shapes[batch][2]})}"
-    if draft.wishes.streams:
-        yield f"  streams: [{', '.join(map(str, draft.wishes.streams))}]"
-    if draft.wishes.cuda_graphs:
+    if draft.options.streams:
+        yield f"  streams: [{', '.join(map(str, draft.options.streams))}]"
+    if draft.options.cuda_graphs:
         yield "  serving: {cuda_graphs: true}"
 
 

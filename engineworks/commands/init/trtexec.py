@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engineworks.commands.init.draft import Wishes
+from engineworks.commands.init.draft import InitOptions
 from engineworks.errors import InputError
 
 Shape = tuple[int, ...]
@@ -83,7 +83,7 @@ class _Reading:
     dropped: list[str] = field(default_factory=list)
 
 
-def read_trtexec(command: str) -> Wishes:
+def read_trtexec(command: str) -> InitOptions:
     """Translate the command line. Raises `InputError` if it names no ONNX model or does not parse."""
     try:
         arguments = shlex.split(command.replace("\\\n", " "))
@@ -172,7 +172,7 @@ _TRANSLATED: Mapping[str, Callable[[_Reading, str, str], None]] = {
 }  # fmt: skip
 
 
-def _wishes(reading: _Reading) -> Wishes:
+def _wishes(reading: _Reading) -> InitOptions:
     kept = ["translated from a trtexec command line"]
     shapes = {}
     for tensor, given in reading.shapes.items():
@@ -188,7 +188,7 @@ def _wishes(reading: _Reading) -> Wishes:
     if reading.target_options:
         options = ", ".join(f"{k}: {v}" for k, v in reading.target_options.items())
         reading.dropped.append(f"builder options belong to a target: options: {{{options}}} in _targets.yaml")
-    return Wishes(
+    return InitOptions(
         model=reading.model, name=Path(reading.model).stem, precisions=precisions, shapes=shapes,
         cuda_graphs=reading.cuda_graphs, streams=(1, reading.streams) if reading.streams > 1 else (),
         kept=tuple(kept), dropped=tuple(reading.dropped),

@@ -16,7 +16,7 @@ from engineworks.commands.init.decoder import (
     is_text,
 )
 from engineworks.commands.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
-from engineworks.commands.init.draft import DataFile, Draft, ModelFacts, Range, Wishes
+from engineworks.commands.init.draft import DataFile, Draft, InitOptions, ModelFacts, Range
 from engineworks.commands.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
 from engineworks.commands.init.render import GUESS, render
 from engineworks.commands.init.samples import OTHER_LABELS, OwnData, match_images, match_samples, match_texts
@@ -47,26 +47,26 @@ class Written:
     loaded: LoadedRecipe
 
 
-def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool = False) -> Written:
+def write_recipe(options: InitOptions, out: Path, settings: Settings, *, force: bool = False) -> Written:
     """Write the recipe to the file `out`, synthetic samples next to it, and check that it is valid.
 
     Raises `InputError` if a file would be overwritten, and the errors of reading the model or the data.
     """
     if out.exists() and not force:
         raise InputError(f"{out}: is there already", hint="name another with --out, or replace it with --force")
-    _check_wishes(wishes, out, settings)
+    _check_options(options, out, settings)
     notes: list[str] = []
     files: list[Path] = []
-    folder = Path(wishes.model).expanduser()
-    if is_text(wishes.evaluation) and (found := decoder_in_folder(folder)):
+    folder = Path(options.model).expanduser()
+    if is_text(options.evaluation) and (found := decoder_in_folder(folder)):
         source = f"huggingface: {_quoted(_relative(folder.resolve(), out))}"
-        return _decoder(wishes, out, source, found, settings, files, notes)
-    source, facts, model = _source(wishes, out, settings, files, notes)
+        return _decoder(options, out, source, found, settings, files, notes)
+    source, facts, model = _source(options, out, settings, files, notes)
     if model and (found := decoder_in_onnx(facts.inputs, facts.outputs)):
-        if is_text(wishes.evaluation):
-            return _decoder(wishes, out, source, found, settings, files, notes)
+        if is_text(options.evaluation):
+            return _decoder(options, out, source, found, settings, files, notes)
         notes.append("the model has a KV cache: with --evaluation FILE.txt its recipe generates text")
-    draft, ranges, made = _draft(wishes, out, source, facts, model, notes)
+    draft, ranges, made = _draft(options, out, source, facts, model, notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     for data, seed in made:
         path = out.parent / data
@@ -81,14 +81,20 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
 
 
 def _decoder(
-    wishes: Wishes, out: Path, source: str, found: FoundDecoder, settings: Settings, files: list[Path], notes: list[str]
+    options: InitOptions,
+    out: Path,
+    source: str,
+    found: FoundDecoder,
+    settings: Settings,
+    files: list[Path],
+    notes: list[str],
 ) -> Written:
     """Write the recipe of a decoder language model."""
-    path = Path(str(wishes.evaluation)).expanduser().resolve()
+    path = Path(str(options.evaluation)).expanduser().resolve()
     columns = () if path.suffix == PLAIN else match_texts(path, _relative(path, out), None).file.columns
-    name, precisions = Path(wishes.model).name, wishes.precisions or ("fp32", "int4_weights")
+    name, precisions = Path(options.model).name, options.precisions or ("fp32", "int4_weights")
     text = decoder_recipe(
-        recipe_name(wishes.name or Path(name).stem), f"{name}, a decoder language model", source, found,
+        recipe_name(options.name or Path(name).stem), f"{name}, a decoder language model", source, found,
         _relative(path, out), columns, precisions,
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,14 +102,14 @@ def _decoder(
     return Written(out, (out, *files), tuple(notes), load_recipe(out, data_roots=settings.data_roots))
 
 
-def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:
+def _check_options(options: InitOptions, out: Path, settings: Settings) -> None:
     """Check, before anything is written, that precisions are valid and that recipes may read the data's folder."""
-    for precision in wishes.precisions:
+    for precision in options.precisions:
         if precision not in PRECISIONS:
             raise InputError(f"'{precision}' is no precision", hint=did_you_mean(precision, PRECISIONS))
     folder = out.parent.resolve()
     root = find_repository(folder) or folder
-    for given in (wishes.evaluation, wishes.calibration):
+    for given in (options.evaluation, options.calibration):
         path = Path(given).expanduser().resolve() if given else root
         if not any(path.is_relative_to(r) for r in (root, *settings.data_roots)):
             raise InputError(
@@ -119,13 +125,13 @@ def recipe_name(text: str) -> str:
 
 
 def _source(
-    wishes: Wishes, out: Path, settings: Settings, files: list[Path], notes: list[str]
+    options: InitOptions, out: Path, settings: Settings, files: list[Path], notes: list[str]
 ) -> tuple[str, ModelFacts, Path | None]:
     """Return the line of `model.source`, the model's facts, and the ONNX file that can be tried."""
     from engineworks.commands.init.read_huggingface import read_huggingface
     from engineworks.commands.init.read_onnx import read_onnx
 
-    given = Path(wishes.model).expanduser()
+    given = Path(options.model).expanduser()
     if given.suffix == ".onnx" or given.is_file():
         if not given.is_file():
             raise InputError(f"{given}: no such file", hint="name an ONNX file or a Hugging Face folder")
@@ -136,8 +142,8 @@ def _source(
         onnx_files = sorted(given.glob("*.onnx"))
         hint = f"name the file: {onnx_files[0]}" if onnx_files else "it holds no config.json and no .onnx file"
         raise InputError(f"{given}: is not a Hugging Face folder", hint=hint)
-    facts = read_huggingface(wishes.model, Path.cwd(), wishes.task)
-    named = _relative(given.resolve(), out) if given.is_dir() else wishes.model
+    facts = read_huggingface(options.model, Path.cwd(), options.task)
+    named = _relative(given.resolve(), out) if given.is_dir() else options.model
     notes.append("the model was not run: lengths and outputs are what its config.json says")
     return f"huggingface: {_quoted(named)}, task: {facts.task}", facts, None
 
@@ -162,38 +168,38 @@ def _reachable(model: Path, out: Path, settings: Settings, files: list[Path], no
 
 
 def _draft(
-    wishes: Wishes, out: Path, source: str, facts: ModelFacts, model: Path | None, notes: list[str]
+    options: InitOptions, out: Path, source: str, facts: ModelFacts, model: Path | None, notes: list[str]
 ) -> tuple[Draft, Mapping[str, Range], list[tuple[str, int]]]:
     named = name_dims(facts.inputs)
     ranges = value_ranges(named.inputs, facts.ranges)
-    own = _own_data(wishes.evaluation, out, named, wishes.labels, guess=True)
-    calibrating = _own_data(wishes.calibration, out, named, None, guess=False)
-    wanted = _wanted(named, facts, wishes, own, notes)
+    own = _own_data(options.evaluation, out, named, options.labels, guess=True)
+    calibrating = _own_data(options.calibration, out, named, None, guess=False)
+    wanted = _wanted(named, facts, options, own, notes)
     tried = _try(model, named, ranges, wanted)
     if tried.error and (untied := name_dims(facts.inputs, tie=False)) != named:
-        named, wanted = untied, _wanted(untied, facts, wishes, own, [])
+        named, wanted = untied, _wanted(untied, facts, options, own, [])
         tried = _try(model, named, ranges, wanted)
     if tried.error:
         notes.append(f"the model ran at none of the guessed lengths, correct them: {tried.error}")
     triples, why = _triples(named, wanted, tried, facts)
     outputs = name_outputs(facts.outputs, named.symbols, tried.observed, by_values=facts.by_values)
-    precisions = _precisions(wishes, facts, calibrating)
+    precisions = _precisions(options, facts, calibrating)
     if not calibrating and any(p in CALIBRATED for p in precisions):
-        wishes, precisions = _without_calibrated(wishes, precisions, notes)
+        options, precisions = _without_calibrated(options, precisions, notes)
     targets, target_note = _targets(out.parent)
     stand_ins: list[tuple[str, int]] = []
     evaluation = own.file if own else _stand_in(out, "evaluation", 1, stand_ins)
     calibration = replace(calibrating.file, labels=None) if calibrating else None
-    _check_labels(wishes, own, outputs)
+    _check_labels(options, own, outputs)
     first = next(iter(outputs.values()))
     metric = "top1" if own and own.classes and len(first) == 2 else None
-    name = wishes.name or recipe_name(Path(wishes.model).stem if model else Path(wishes.model).name)
+    name = options.name or recipe_name(Path(options.model).stem if model else Path(options.model).name)
     draft = Draft(
-        name=recipe_name(name), description=f"{Path(wishes.model).name}, described by its own inputs", source=source,
+        name=recipe_name(name), description=f"{Path(options.model).name}, described by its own inputs", source=source,
         inputs=named.inputs, outputs=outputs, precisions=precisions, targets=targets, evaluation=evaluation,
         ranges={} if own else ranges, shapes=triples, calibration=calibration,
         tried=_message(tried), why_shapes=why, metric=metric,
-        wishes=wishes, target_note=target_note, schema=SCHEMA if (out.parent / SCHEMA).is_file() else "",
+        options=options, target_note=target_note, schema=SCHEMA if (out.parent / SCHEMA).is_file() else "",
     )  # fmt: skip
     if draft.evaluation.labels and not metric:
         draft = replace(draft, evaluation=replace(draft.evaluation, labels=None))
@@ -220,16 +226,16 @@ def _label_file(labels: str | None, out: Path) -> str | None:
     return _relative(Path(labels).resolve(), out)
 
 
-def _check_labels(wishes: Wishes, own: OwnData | None, outputs: Mapping[str, Sequence[Dim]]) -> None:
+def _check_labels(options: InitOptions, own: OwnData | None, outputs: Mapping[str, Sequence[Dim]]) -> None:
     """Raise `InputError` for requested labels that have no use."""
-    if wishes.labels is None:
+    if options.labels is None:
         return
     if own is None:
-        raise InputError(f"--labels {wishes.labels}: there is no data with labels", hint="name it with --evaluation")
+        raise InputError(f"--labels {options.labels}: there is no data with labels", hint="name it with --evaluation")
     name, shape = next(iter(outputs.items()))
     if len(shape) != 2:
         problem = f"output '{name}' is [{', '.join(map(str, shape))}], and classes need [batch, classes]"
-        raise InputError(f"--labels {wishes.labels}: {problem}", hint=OTHER_LABELS)
+        raise InputError(f"--labels {options.labels}: {problem}", hint=OTHER_LABELS)
 
 
 def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> DataFile:
@@ -239,11 +245,11 @@ def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> D
 
 
 def _wanted(
-    named: NamedDims, facts: ModelFacts, wishes: Wishes, own: OwnData | None, notes: list[str]
+    named: NamedDims, facts: ModelFacts, options: InitOptions, own: OwnData | None, notes: list[str]
 ) -> dict[str, Candidates]:
     """Return lengths worth a try: the user's, else the data's, else usual ones of such dimensions."""
     usual = decoding_candidates if any(is_cache(raw.name) for raw in facts.inputs) else candidates
-    given_lengths = _given_shapes(named, wishes, notes)
+    given_lengths = _given_shapes(named, options, notes)
     wanted = {}
     for dim in named.dims:
         guess = usual(dim)
@@ -258,11 +264,11 @@ def _wanted(
     return wanted
 
 
-def _given_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str, Triple]:
+def _given_shapes(named: NamedDims, options: InitOptions, notes: list[str]) -> dict[str, Triple]:
     """Return the dimensions' min, opt and max from whole shapes of inputs, as trtexec has them."""
     specs = {s.name: s for s in named.inputs}
     triples: dict[str, Triple] = {}
-    for name, shapes in wishes.shapes.items():
+    for name, shapes in options.shapes.items():
         if name not in specs:
             notes.append(f"shapes are given for '{name}', which is no input: {', '.join(specs)}")
             continue
@@ -339,16 +345,16 @@ def _triples(
 
 
 def _without_calibrated(
-    wishes: Wishes, precisions: tuple[str, ...], notes: list[str]
-) -> tuple[Wishes, tuple[str, ...]]:
+    options: InitOptions, precisions: tuple[str, ...], notes: list[str]
+) -> tuple[InitOptions, tuple[str, ...]]:
     """Drop int8 and fp8, which synthetic samples cannot calibrate. Raises an error if --precisions requested them."""
     left_out = [p for p in precisions if p in CALIBRATED]
     names = " and ".join(left_out)
-    if not wishes.kept:
+    if not options.kept:
         raise InputError(f"{names}: calibration data is needed, real samples", hint="name it with --calibration")
     notes.append(f"{names}: left out: calibration data is needed, name real samples with --calibration")
     line = f"{names}: left out, for lack of calibration data; name real samples with --calibration"
-    return replace(wishes, dropped=(*wishes.dropped, line)), tuple(p for p in precisions if p not in left_out)
+    return replace(options, dropped=(*options.dropped, line)), tuple(p for p in precisions if p not in left_out)
 
 
 def _message(tried: Trials) -> str:
@@ -357,9 +363,9 @@ def _message(tried: Trials) -> str:
     return f"Tried: {tried.runs} runs of ONNX Runtime"
 
 
-def _precisions(wishes: Wishes, facts: ModelFacts, calibrating: OwnData | None) -> tuple[str, ...]:
-    if wishes.precisions:
-        return wishes.precisions
+def _precisions(options: InitOptions, facts: ModelFacts, calibrating: OwnData | None) -> tuple[str, ...]:
+    if options.precisions:
+        return options.precisions
     if facts.quantized or facts.half:
         return ("as_is",)
     return ("fp32", "fp16", "int8") if calibrating else ("fp32", "fp16")

@@ -47,15 +47,15 @@ def limits(
         return
     for s in found.suggestions:
         before = "none" if s.before is None else f"{s.before:g}"
-        terminal.say(f"{s.precision}: {s.limit} {s.value:g} (now {before}): {s.reason}")
+        terminal.echo(f"{s.precision}: {s.limit} {s.value:g} (now {before}): {s.reason}")
     for line in found.silent:
-        terminal.say(line)
+        terminal.echo(line)
     if not found.suggestions:
-        terminal.say("no limit changes")
+        terminal.echo("no limit changes")
     if diff:
         written = f"written into {found.loaded.shown}:" if write else "the recipe's change (--write applies it):"
-        terminal.say(written)
-        terminal.say(diff.rstrip("\n"))
+        terminal.echo(written)
+        terminal.echo(diff.rstrip("\n"))
 
 
 def _patch(found: Limits, recipe: Path, *, write: bool) -> str:

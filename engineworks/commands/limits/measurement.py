@@ -68,7 +68,7 @@ def _evidence(plan: Plan, engine: PlannedEngine, store: Store, settings: Setting
         raise StepError(f"its limits stay: it cannot run here: {engine.unmeasured_because}")
     for step in plan.needed([engine.steps["compare"]]):
         listener().started(step)
-        outcome = run_step(step, store, default_pool(), say=listener().say)
+        outcome = run_step(step, store, default_pool(), echo=listener().echo)
         if outcome.how == "run":
             listener().finished(step, outcome.seconds)
     report = store.require(engine.steps["compare"]).read(Accuracy)
@@ -89,7 +89,7 @@ def _nights(engine: str, digest: str, settings: Settings) -> Iterator[tuple[str,
     try:
         runs = tracking.find_runs(engine=engine, kind="engine", limit=NIGHTS) if tracking.exists() else []
     except TrackingError as error:
-        listener().say(f"earlier runs are unknown: {error.message}")
+        listener().echo(f"earlier runs are unknown: {error.message}")
         runs = []
     others: dict[str, Mapping[str, float]] = {
         run.tags[ENGINE_DIGEST]: run.metrics

@@ -20,6 +20,6 @@ def manual(folder: Annotated[Path, typer.Argument(help="Folder of the pages.")] 
 
     written = write_manual(folder)
     for path in written:
-        terminal.say(f"{path}: written")
+        terminal.echo(f"{path}: written")
     if not written:
-        terminal.say("every page is up to date")
+        terminal.echo("every page is up to date")

@@ -78,7 +78,7 @@ def _messages() -> Iterator[str]:
             _between(r.since, r.until),
             refused,
             _models_with(r),
-            r.say("N", "P", "C", "O (node 'n')"),
+            r.echo("N", "P", "C", "O (node 'n')"),
         )
         for r in REFUSALS
         for row in [CAPABILITIES[r.backend]]

@@ -74,10 +74,10 @@ def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quie
     if not quiet:
         terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
     for line in _messages(made, plot):
-        terminal.say(line)
+        terminal.echo(line)
     if diff:
-        terminal.say(f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):")
-        terminal.say(diff.rstrip("\n"))
+        terminal.echo(f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):")
+        terminal.echo(diff.rstrip("\n"))
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
@@ -111,7 +111,7 @@ def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
 
     report, cost = made.found, made.found["cost"]
     every = f"all {report['candidates']} nodes quantized, {report['samples']} samples"
-    yield f"{made.id}: {_figures_text(report['everything'])} with {every}"
+    yield f"{made.id}: {_values_text(report['everything'])} with {every}"
     if not report["limits"]:
         yield f"the recipe has no limits for {report['precision']}: nothing says which of them to keep out"
     elif made.keep is None:
@@ -119,7 +119,7 @@ def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     elif not made.keep:
         yield "the limits hold with nothing kept out"
     else:
-        yield f"with {len(report['kept_nodes'])} nodes kept out: {_figures_text(report['result'])}"
+        yield f"with {len(report['kept_nodes'])} nodes kept out: {_values_text(report['result'])}"
     if made.verdict is not None:
         yield f"the engine of this list: {made.verdict.verdict}"
         yield from (f"  {check.message}" for check in failures(made.verdict))
@@ -131,9 +131,9 @@ def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
 
 
-def _figures_text(figures: Mapping[str, Any]) -> str:
-    metric = figures["metric_of"]
-    text = f"cosine {_figure(figures['cosine'], 5) or 'not finite'}"
+def _values_text(values: Mapping[str, Any]) -> str:
+    metric = values["metric_of"]
+    text = f"cosine {_figure(values['cosine'], 5) or 'not finite'}"
     return text + (
         f", {metric['name']} {_figure(metric['engine'], 4)} (fp32 {_figure(metric['reference'], 4)})" if metric else ""
     )

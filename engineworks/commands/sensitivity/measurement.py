@@ -17,7 +17,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, Verdict, judge
+from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates
 from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.kinds import SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, plan_recipe
@@ -148,10 +148,10 @@ def _judge_engine(plan: Plan, store: Store) -> Verdict:
     engine = plan.engines[0]
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}
     if engine.unmeasured_because:
-        return judge(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
+        return evaluate_gates(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
     _run(plan, [engine.steps["compare"]], store)
     report = store.require(engine.steps["compare"]).read(Accuracy)
-    return judge(report, None, limits.get(engine.precision, Limits()), {})
+    return evaluate_gates(report, None, limits.get(engine.precision, Limits()), {})
 
 
 def failures(verdict: Verdict) -> Iterable[Check]:
@@ -167,6 +167,6 @@ def _run(plan: Plan, keys: Iterable[str], store: Store) -> None:
 
 def _run_step(step: Step, store: Store) -> None:
     listener().started(step)
-    outcome = run_step(step, store, default_pool(), say=listener().say)
+    outcome = run_step(step, store, default_pool(), echo=listener().echo)
     if outcome.how == "run":
         listener().finished(step, outcome.seconds)

@@ -143,12 +143,12 @@ def _placement(session: Any) -> dict[str, list[str]] | None:
 
 
 def _notes(placed: Mapping[str, list[str]] | None) -> tuple[str, ...]:
-    elsewhere = [node for provider, nodes in (placed or {}).items() if provider != PROVIDER for node in nodes]
-    if placed is None or not elsewhere:
+    not_on_gpu = [node for provider, nodes in (placed or {}).items() if provider != PROVIDER for node in nodes]
+    if placed is None or not not_on_gpu:
         return ()
     total = sum(map(len, placed.values()))
-    more = f" and {len(elsewhere) - SHOWN_NODES} more" if len(elsewhere) > SHOWN_NODES else ""
-    return (f"{len(elsewhere)} of {total} nodes run on the CPU: {', '.join(elsewhere[:SHOWN_NODES])}{more}",)
+    more = f" and {len(not_on_gpu) - SHOWN_NODES} more" if len(not_on_gpu) > SHOWN_NODES else ""
+    return (f"{len(not_on_gpu)} of {total} nodes run on the CPU: {', '.join(not_on_gpu[:SHOWN_NODES])}{more}",)
 
 
 def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, object]:

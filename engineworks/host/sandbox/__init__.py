@@ -45,11 +45,11 @@ class Sandbox:
     """
 
     def __init__(
-        self, function: str, *, what: str, say: Callable[[str], object], error: type[StepError] = StepError,
+        self, function: str, *, what: str, echo: Callable[[str], object], error: type[StepError] = StepError,
         time_limit_s: float | None = None,
     ) -> None:  # fmt: skip
         self._function, self._what, self._error = function, what, error
-        self._say, self._room = say, MAX_OUTPUT_BYTES
+        self._say, self._room = echo, MAX_OUTPUT_BYTES
         self._limit_s, self._begin = time_limit_s, time.monotonic()
         self._cleanup = contextlib.ExitStack()
         scratch = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="engineworks-sandbox-")))

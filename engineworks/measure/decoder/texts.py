@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.host.packages import LazyModule
-from engineworks.measure.accuracy_report import MetricFigures
+from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.decoder.report import Continuation
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ LEAST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class TokenFigures:
+class TokenMetrics:
     """One text. nll: f64 [n − 1], of each next token. best: int64 [n], the most probable next token. margin: f64 [n],
     by how much its logit leads the second's. entropy is not kept."""
 
@@ -41,7 +41,7 @@ class TokenFigures:
     margin: Floats
 
 
-def token_figures(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenFigures:
+def token_metrics(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenMetrics:
     """logits: [n, vocabulary]; tokens: [n]. Non-finite logits give a NaN in `nll`."""
     values = logits.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -49,11 +49,11 @@ def token_figures(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenFigur
         total = top + np.log(np.exp(values - top[:, None]).sum(axis=-1))
         nll = total[:-1] - values[np.arange(len(tokens) - 1), tokens[1:]]
     two = np.partition(values, -2, axis=-1)[:, -2:]
-    return TokenFigures(nll, values.argmax(axis=-1), two[:, 1] - two[:, 0])
+    return TokenMetrics(nll, values.argmax(axis=-1), two[:, 1] - two[:, 0])
 
 
 @dataclass(frozen=True)
-class TextFigures:
+class TextMetrics:
     """All texts. perplexity of the engine and the reference, their ratio with its 95% interval (None with too few
     tokens), the share of positions with the same most probable token, and the number of tokens predicted."""
 
@@ -64,23 +64,23 @@ class TextFigures:
     agreement: float
     tokens: int
 
-    def metric(self) -> MetricFigures:
+    def metric(self) -> MetricValues:
         known = self.interval if self.interval and all(map(math.isfinite, self.interval)) else None
-        return MetricFigures(
+        return MetricValues(
             "perplexity", "tokens", self.tokens, lower_is_better=True, engine=_finite(self.engine),
             reference=_finite(self.reference), ratio=_finite(self.ratio), interval=known,
             agreement=_finite(self.agreement),
         )  # fmt: skip
 
 
-def compare_texts(engine: Sequence[TokenFigures], reference: Sequence[TokenFigures]) -> TextFigures:
+def compare_texts(engine: Sequence[TokenMetrics], reference: Sequence[TokenMetrics]) -> TextMetrics:
     """Compare text by text; both hold the same texts in the same order."""
     own, wanted = (np.concatenate([text.nll for text in texts]) for texts in (engine, reference))
     better = np.concatenate(
         [_blocks(r.nll - e.nll) for e, r in zip(engine, reference, strict=True)] or [np.empty((0, 2))]
     )
     same = np.concatenate([e.best == r.best for e, r in zip(engine, reference, strict=True)])
-    return TextFigures(
+    return TextMetrics(
         engine=_exp(own.mean()),
         reference=_exp(wanted.mean()),
         ratio=_exp((wanted - own).mean()),

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from engineworks.measure.accuracy import OutputAccuracy
-from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.gates.slices import slice_findings
-from engineworks.measure.latency_report import Latency, ShapeFigures
+from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.measure.served_checks import served_findings, synthetic_findings
-from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
+from engineworks.measure.statistics import TAILS, enough_for, number_text, reaches
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import METRIC_LIMITS, Limits
 from engineworks.tensors import NARROWED
@@ -62,7 +62,7 @@ class Verdict:
         return tuple(c for c in self.checks if c.verdict == "fail" and not c.waived)
 
 
-def judge(
+def evaluate_gates(
     accuracy: Accuracy | None,
     latency: Latency | None,
     limits: Limits,
@@ -162,14 +162,14 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Output
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    figures = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
-    message = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
+    values = (number_text(value), number_text(limit)) if good else _distinct_numbers(value, limit)
+    message = f"{name}: {text} to the fp32 reference is {values[0]}, limit {side} {values[1]}."
     if not good and output.worst_row_cosine is not None:
-        message += f" Worst sample: {output.worst_row} (cosine {figure(output.worst_row_cosine)})."
+        message += f" Worst sample: {output.worst_row} (cosine {number_text(output.worst_row_cosine)})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", message)
 
 
-def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check:
+def _metric_check(field: str, metric: MetricValues | None, limit: Any) -> Check:
     if metric is None:
         return Check(field, "fail", f"{field}: no task metric was computed.")
     good, wanted = _metric_verdict(field, metric, limit)
@@ -177,9 +177,9 @@ def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check
         return _perplexity_check(field, metric, limit, good, wanted)
     on_labels = f"{metric.name} on {metric.samples} labelled samples"
     name = "agreement with the fp32 reference" if metric.kind == "agreement" else on_labels
-    figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
-    ratio = f" (ratio {figure(metric.ratio)})" if field == "metric_ratio" else ""
-    message = f"{name}: {figures}{ratio}, limit {wanted}."
+    values = f"{number_text(metric.engine)}, fp32 {number_text(metric.reference)}"
+    ratio = f" (ratio {number_text(metric.ratio)})" if field == "metric_ratio" else ""
+    message = f"{name}: {values}{ratio}, limit {wanted}."
     if metric.repeated is not None:
         return Check(field, "inconclusive", f"{message} {_nondeterministic(metric)}")
     if field == "metric_ratio" and metric.ratio is None and metric.reference is not None:
@@ -187,26 +187,26 @@ def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check
     return Check(field, "pass" if good else "fail", message)
 
 
-def _perplexity_check(field: str, metric: MetricFigures, limit: Any, good: bool, wanted: str) -> Check:
+def _perplexity_check(field: str, metric: MetricValues, limit: Any, good: bool, wanted: str) -> Check:
     """Check of a decoder's perplexity; the text may be too short to know a ratio."""
-    figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
-    message = f"perplexity on {metric.samples:,} tokens: {figures}"
+    values = f"{number_text(metric.engine)}, fp32 {number_text(metric.reference)}"
+    message = f"perplexity on {metric.samples:,} tokens: {values}"
     if field != "metric_ratio":
         return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
     verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
     low, high = metric.interval or (None, None)
-    known = f", 95% interval {figure(low)} to {figure(high)}" if low is not None else ""
-    message += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
+    known = f", 95% interval {number_text(low)} to {number_text(high)}" if low is not None else ""
+    message += f" (ratio {number_text(metric.ratio)}{known}), limit {wanted}."
     return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
 
 
-def _nondeterministic(metric: MetricFigures) -> str:
-    again = figure(metric.repeated) if isinstance(metric.repeated, float) else metric.repeated
-    values = f"gave {figure(metric.engine)} and then {again} for the same outputs"
+def _nondeterministic(metric: MetricValues) -> str:
+    again = number_text(metric.repeated) if isinstance(metric.repeated, float) else metric.repeated
+    values = f"gave {number_text(metric.engine)} and then {again} for the same outputs"
     return f"Not to be trusted: {metric.name} {values}; take the chance out of it (a fixed seed)."
 
 
-def _dead_classes(metric: MetricFigures) -> Check:
+def _dead_classes(metric: MetricValues) -> Check:
     """Check for classes that fp32 gets right and the engine does not. A mean over many classes hides them."""
     dead, of = metric.dead_classes, "fp32" if metric.kind == "labels" else "the fp32 reference"
     lost = [f"class {c.label} (0 of {c.samples} right, {of} {c.reference})" for c in dead[:MOST_NAMED]]
@@ -218,22 +218,30 @@ MOST_NAMED = 5
 """Maximum number of classes that a message names."""
 
 
-def _metric_verdict(field: str, metric: MetricFigures, limit: Any) -> tuple[bool, str]:
+def _metric_verdict(field: str, metric: MetricValues, limit: Any) -> tuple[bool, str]:
     """Whether the metric meets the limit, and the limit in words. Smaller error rates are better."""
     lower, engine, reference = metric.lower_is_better, metric.engine, metric.reference
     if field == "metric_ratio":
-        words = f"at most fp32 / {figure(limit)}, smaller is better" if lower else f"at least {figure(limit)} of fp32"
+        words = (
+            f"at most fp32 / {number_text(limit)}, smaller is better"
+            if lower
+            else f"at least {number_text(limit)} of fp32"
+        )
         return metric.ratio is not None and reaches(metric.ratio, limit), words
     if engine is None:
-        return False, figure(limit) if field != "metric_between" else f"{figure(limit[0])} to {figure(limit[1])}"
+        return False, number_text(
+            limit
+        ) if field != "metric_between" else f"{number_text(limit[0])} to {number_text(limit[1])}"
     if field == "metric_delta":
         good = reference is not None and reaches(limit, abs(engine - reference))
-        return good, f"a difference of {figure(limit)} at most"
+        return good, f"a difference of {number_text(limit)} at most"
     if field == "metric_between":
-        return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{figure(limit[0])} to {figure(limit[1])}"
+        return reaches(engine, limit[0]) and reaches(
+            limit[1], engine
+        ), f"{number_text(limit[0])} to {number_text(limit[1])}"
     if lower:
-        return reaches(limit, engine), f"at most {figure(limit)}, smaller is better"
-    return reaches(engine, limit), f"at least {figure(limit)}"
+        return reaches(limit, engine), f"at most {number_text(limit)}, smaller is better"
+    return reaches(engine, limit), f"at least {number_text(limit)}"
 
 
 def _performance_checks(
@@ -258,34 +266,34 @@ def disturbed_budgets(latency: Latency, budgets: Mapping[str, Budget]) -> list[s
     ]
 
 
-def _budget_check(name: str, shape: str, field: str, figures: ShapeFigures, report: Latency, limit: float) -> Check:
+def _budget_check(name: str, shape: str, field: str, values: ShapeMeasurement, report: Latency, limit: float) -> Check:
     text, key, unit = _BUDGETS[field]
-    value = getattr(report if key in _OF_THE_ENGINE else figures, key)
+    value = getattr(report if key in _OF_THE_ENGINE else values, key)
     smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    shown = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
+    shown = (number_text(value), number_text(limit)) if good else _distinct_numbers(value, limit)
     message = f"{shape}: {text} is {shown[0]} {unit}, budget {side} {shown[1]} {unit}."
     if again := report.disturbed_before:
         message += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
         message += " disturbed."
-    if doubts := _complaints(field, figures, report):
+    if doubts := _complaints(field, values, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
         return Check(name, "inconclusive", f"{message} {doubtful}")
-    if field in TAILS and figures.runs < (needed := enough_for(TAILS[field])):
-        few = f"{figures.runs} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+    if field in TAILS and values.runs < (needed := enough_for(TAILS[field])):
+        few = f"{values.runs} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{message} {few}")
     return Check(name, "pass" if good else "fail", message)
 
 
-def _complaints(field: str, figures: ShapeFigures, report: Latency) -> tuple[str, ...]:
+def _complaints(field: str, values: ShapeMeasurement, report: Latency) -> tuple[str, ...]:
     """Disturbances of the device during the measurement, which then neither passes nor fails.
 
     A disturbance can bias a result either way: freed memory, clocks kept high, cores taken by another process.
     """
     if field == "engine_mib":
         return ()
-    return report.load_complaints if field == "load_ms" else figures.complaints
+    return report.load_complaints if field == "load_ms" else values.complaints
 
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
@@ -309,9 +317,9 @@ def _finite_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _distinct_figures(value: float | None, limit: float) -> tuple[str, str]:
+def _distinct_numbers(value: float | None, limit: float) -> tuple[str, str]:
     """Both numbers with enough digits to differ: not '1, limit at least 1'."""
     if not _finite_number(value) or value == limit:
-        return figure(value), figure(limit)
+        return number_text(value), number_text(limit)
     digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
     return f"{value:.{digits}g}", f"{limit:.{digits}g}"

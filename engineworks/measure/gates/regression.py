@@ -157,11 +157,11 @@ def _accuracy_check(
     if changed := _what_changed(champion.compare, compare):
         message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
-    ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
-    if ours is None or ours.engine is None or then is None:
+    value, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
+    if value is None or value.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
-    text = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
+    worse = worse_by(value.engine, then, lower_is_better=value.lower_is_better)
+    text = f"{value.name} is {value.engine:.6g}, that of {champion} {then:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
     return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
@@ -179,11 +179,11 @@ def _what_changed(then: Report, now: Report) -> str:
     return ""
 
 
-def worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
+def worse_by(value: float, baseline: float, *, lower_is_better: bool) -> float:
     """How much worse than the champion, relative to it; an error metric is worse when it grows."""
-    drop = ours - theirs if lower_is_better else theirs - ours
-    if theirs:
-        return drop / abs(theirs)
+    drop = value - baseline if lower_is_better else baseline - value
+    if baseline:
+        return drop / abs(baseline)
     return math.copysign(math.inf, drop) if drop else 0.0
 
 

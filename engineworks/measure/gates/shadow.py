@@ -8,7 +8,7 @@ from typing import Any
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.gates.regression import comparison_message, worse_by
 from engineworks.measure.regression import Comparison
-from engineworks.measure.statistics import figure, reaches
+from engineworks.measure.statistics import number_text, reaches
 
 Report = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ def _answers(report: Report, limit: float) -> Iterator[Check]:
             worst = None if None in cosines else min(cosines, default=None)
             good = worst is not None and reaches(worst, limit)
             text += f", {answers['refused']} were refused by both" if answers["refused"] else ""
-            text += f"; cosine {figure(worst)}, limit {figure(limit)}."
+            text += f"; cosine {number_text(worst)}, limit {number_text(limit)}."
             yield Check(name, "pass" if good else "fail", text)
 
 
@@ -60,7 +60,7 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
     if metric is None:
         return
     ours, theirs = metric["candidate"], metric["champion"]
-    text = f"{metric['name']} of the served answers is {figure(ours)}, of the champion's {figure(theirs)}"
+    text = f"{metric['name']} of the served answers is {number_text(ours)}, of the champion's {number_text(theirs)}"
     if ours is None or theirs is None:
         yield Check("shadow.metric", "fail", f"{text}.")
         return

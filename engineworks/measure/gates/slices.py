@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from engineworks.measure.accuracy_report import MetricFigures
+from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.slices import Slice, samples_needed
-from engineworks.measure.statistics import figure, reaches
+from engineworks.measure.statistics import number_text, reaches
 
 Finding = tuple[str, Literal["pass", "fail", "inconclusive"], str]
 """Name, verdict and reason of a check."""
@@ -16,7 +16,7 @@ MOST_NAMED = 5
 """Maximum number of slices that a message names."""
 
 
-def slice_findings(metric: MetricFigures | None, limit: float | None) -> Iterator[Finding]:
+def slice_findings(metric: MetricValues | None, limit: float | None) -> Iterator[Finding]:
     """A failure for slices that are lost, whatever the limits, and one check of `worst_slice_ratio` if it is given."""
     slices, name = (metric.slices, metric.name) if metric else ((), "")
     if lost := [s for s in slices if s.lost]:
@@ -30,7 +30,7 @@ def slice_findings(metric: MetricFigures | None, limit: float | None) -> Iterato
 
 
 def _worst(name: str, slices: Sequence[Slice], limit: float) -> Finding:
-    wanted = f"limit at least {figure(limit)} of fp32 on every slice"
+    wanted = f"limit at least {number_text(limit)} of fp32 on every slice"
     below = [s for s in slices if not s.why and not reaches(s.high, limit)]
     if below:
         return "worst_slice_ratio", "fail", f"{name}: {_named(below)}; {wanted}."
@@ -56,4 +56,4 @@ def _described(one: Slice) -> str:
         return f"slice '{one.name}' ({one.samples} samples: {one.why})"
     bounds = "" if one.ratio is None else f", ratio {one.ratio:.4g}, 95% {one.low:.3g} to {one.high:.3g}"
     count = f"{one.samples} sample{'s' * (one.samples != 1)}"
-    return f"slice '{one.name}' {figure(one.engine)}, fp32 {figure(one.reference)} ({count}{bounds})"
+    return f"slice '{one.name}' {number_text(one.engine)}, fp32 {number_text(one.reference)} ({count}{bounds})"

@@ -122,7 +122,7 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
 def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
     documentation = "1 for the verdict that the engine has, or had last where it is not part of the night."
     verdict = _gauge(registry, "engine_verdict", documentation, (*ENGINE, "verdict"))
-    figures = {
+    values = {
         "latency_ms_p50": (
             _gauge(registry, "engine_latency_p50_seconds", "Median at the first named shape.", ENGINE),
             1e-3,
@@ -135,6 +135,6 @@ def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
     for engine in (*night.not_part, *night.engines):
         names = engine["id"].split("/")
         verdict.labels(*names, engine["verdict"]).set(1)
-        for key, (gauge, scale) in figures.items():
+        for key, (gauge, scale) in values.items():
             if engine.get(key) is not None:  # nights before 0.1.0 have no served figures
                 gauge.labels(*names).set(engine[key] * scale)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from engineworks.report.figures import figure
 from engineworks.report.markdown import cell, table_lines
 from engineworks.report.night.changes import recipe_of
+from engineworks.report.values import number_text
 
 if TYPE_CHECKING:
     from engineworks.report.night.summary import Summary
@@ -77,8 +77,8 @@ def _engine(engine: Mapping[str, Any]) -> tuple[str, ...]:
     status = f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
     size = engine["bytes"]
     return (
-        engine["id"], status, figure(engine["metric"], 4), figure(engine["latency_ms_p50"], 3),
-        figure(engine["throughput_per_s"], 0), figure(size / 2**20 if size else None, 2), engine["why"],
+        engine["id"], status, number_text(engine["metric"], 4), number_text(engine["latency_ms_p50"], 3),
+        number_text(engine["throughput_per_s"], 0), number_text(size / 2**20 if size else None, 2), engine["why"],
     )  # fmt: skip
 
 

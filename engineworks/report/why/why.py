@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.latency_report import Latency, ShapeFigures
+from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.plan.kinds import STEP_KINDS, StepName
 
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
@@ -221,16 +221,16 @@ def _latency_effects(old: Latency | None, new: Latency | None) -> Iterator[Effec
             yield Effect(f"median at {name}", _median(first), _median(second), _compared(first, second))
 
 
-def _median(figures: ShapeFigures | None) -> str:
+def _median(values: ShapeMeasurement | None) -> str:
     """'0.023 ms (0.022 to 0.024)': the 95% interval of the median."""
-    if figures is None:
+    if values is None:
         return "not measured"
-    interval = figures.median_interval
+    interval = values.median_interval
     spread = f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
-    return f"{figures.latency_ms_p50:.4g} ms{spread}"
+    return f"{values.latency_ms_p50:.4g} ms{spread}"
 
 
-def _compared(old: ShapeFigures, new: ShapeFigures) -> str:
+def _compared(old: ShapeMeasurement, new: ShapeMeasurement) -> str:
     """Whether the difference is one: two runs on one day are not the same day."""
     first, second = old.median_interval, new.median_interval
     ratio = new.latency_ms_p50 / old.latency_ms_p50

@@ -113,7 +113,7 @@ class EngineProber:
     source: str
     folder: Path
     pool: ChildPool
-    say: Callable[[str], object]
+    echo: Callable[[str], object]
     serving: Mapping[str, Any] = field(default_factory=lambda: Serving().to_json())
     builds: int = 0
 
@@ -136,7 +136,7 @@ class EngineProber:
         partial = known.with_suffix(".partial")
         partial.write_text(json.dumps(answer.to_json()), encoding="utf-8")
         partial.replace(known)
-        self.say(f"build {self.builds}: {len(model.graph.node)} nodes: {_described(answer)}")
+        self.echo(f"build {self.builds}: {len(model.graph.node)} nodes: {_described(answer)}")
         return answer
 
     def _build(

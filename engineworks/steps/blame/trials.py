@@ -100,7 +100,7 @@ def worst_visit(served: Served) -> ServedVisit | None:
 
 def _wrong(served: Served, visit: ServedVisit) -> float:
     """The largest error of the visit in units of its tolerance."""
-    if visit.raised or any(figures.misshapen for figures in visit.outputs.values()):
+    if visit.raised or any(values.misshapen for values in visit.outputs.values()):
         return BEYOND_ALL
     return max(
         (
@@ -113,13 +113,13 @@ def _wrong(served: Served, visit: ServedVisit) -> float:
 
 def _worst_run(visit: ServedVisit) -> int:
     """The number of the visit's worst run, from 1."""
-    for figures in visit.outputs.values():
-        if figures.misshapen:
-            return figures.misshapen.run
+    for values in visit.outputs.values():
+        if values.misshapen:
+            return values.misshapen.run
     records = (record for _, record in _records(visit))
     worst = max(records, key=lambda record: (record.nonfinite > 0, record.error), default=None)
     return 1 if worst is None else worst.run
 
 
 def _records(visit: ServedVisit) -> Iterator[tuple[str, RowRecord]]:
-    return ((name, record) for name, figures in visit.outputs.items() for record in figures.records)
+    return ((name, record) for name, values in visit.outputs.items() for record in values.records)

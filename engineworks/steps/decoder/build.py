@@ -57,7 +57,7 @@ def run(job: StepJob) -> None:
             parts = parts_for(decoder["streams"], decoder["prompts"], interface.context)
             report = _build_parts(job, build, request, interface, parts)
         else:
-            report = build.build(request, job.say)
+            report = build.build(request, job.echo)
     if not parts:
         generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
     _copy_tokenizer(job)
@@ -95,12 +95,12 @@ def _build_parts(
     (folder / "out").mkdir(parents=True)
     _lay_out(request.model, folder)
     for part in parts:
-        job.say(f"{part.batch} × {part.tokens} tokens")
+        job.echo(f"{part.batch} × {part.tokens} tokens")
         model = load_model(folder / MODEL_FILE, weights=False)
         fix_shape(model, interface, part.batch, part.tokens)
         (folder / MODEL_FILE).write_bytes(model.SerializeToString())
         try:
-            report = build.build(replace(request, model=folder / MODEL_FILE, out=folder / "out"), job.say)
+            report = build.build(replace(request, model=folder / MODEL_FILE, out=folder / "out"), job.echo)
         except BuildError as error:
             error.message = f"{part.batch} × {part.tokens} tokens: {error.message}"
             raise

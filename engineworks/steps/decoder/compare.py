@@ -13,10 +13,10 @@ from engineworks.engines.decoder.parts import Part
 from engineworks.engines.engine_session import serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
-from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, LoweredDecoder, Situation
 from engineworks.measure.decoder.situations import worst_of
-from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
+from engineworks.measure.decoder.texts import compare_texts, parting, token_metrics, why_parted
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
 from engineworks.steps.decoder.situations import Situations
@@ -60,17 +60,15 @@ def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:
     return sorted(sizes or {STREAMS}, reverse=True)
 
 
-def _texts(
-    session: DecoderSession, texts: Texts, reference: Reference
-) -> tuple[OutputComparison, MetricFigures, float]:
+def _texts(session: DecoderSession, texts: Texts, reference: Reference) -> tuple[OutputComparison, MetricValues, float]:
     """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit."""
     comparison, own, wanted = OutputComparison(0), [], []
     squares, count = 0.0, 0
     for index, text in enumerate(texts.texts):
         session.reset()
         logits = session.step({0: text})[0]
-        own.append(token_figures(logits, text))
-        wanted.append(reference.figures(index))
+        own.append(token_metrics(logits, text))
+        wanted.append(reference.values(index))
         kept = reference.logits(index)
         if kept is not None:
             got = logits[kept_positions(len(text))]

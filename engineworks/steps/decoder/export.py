@@ -22,6 +22,6 @@ def run(job: StepJob) -> None:
             graph_inputs(model), graph_outputs(model), decoder["context"], decoder["cache"], decoder["ties"]
         )
     for note in report.notes:
-        job.say(note)
+        job.echo(note)
     job.write_json("export.json", report.to_json())
     job.write_json(DECODER_FILE, interface.to_json())

@@ -30,5 +30,5 @@ def run(job: StepJob) -> None:
     )
     shutil.copyfile(source / DECODER_FILE, job.out / DECODER_FILE)
     for fallback in report.fallbacks:
-        job.say(f"folding by {fallback.strategy} was given up: {fallback.why}")
+        job.echo(f"folding by {fallback.strategy} was given up: {fallback.why}")
     job.write(report)

@@ -46,7 +46,7 @@ def source_model(job: StepJob, *, contrib_operators: bool) -> Iterator[SourceMod
         fused = fused_model(lowered, Path(folder) / MODEL_FILE)
         problem = difference_of(lowered, fused, job.params["computes"][-1]) if fused else ""
         if problem:
-            job.say(problem)
+            job.echo(problem)
         yield SourceModel(lowered.path, lowered.interface, (problem,)) if problem else fused or lowered
 
 

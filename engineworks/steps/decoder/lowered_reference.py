@@ -35,7 +35,7 @@ def run(job: StepJob) -> None:
         moved = _moved(model, interface, prompt_feeds(interface, rows))
     except RunError as error:
         why = textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
-        job.say(f"how far one rounding moves the logits is not known: {why}")
+        job.echo(f"how far one rounding moves the logits is not known: {why}")
     job.write(LoweredDecoder(moved, why))
 
 

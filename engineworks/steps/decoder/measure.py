@@ -24,7 +24,7 @@ from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.steps.decoder.texts import Tokens, read_texts
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.measure import AFTER, LOADING
-from engineworks.steps.shape_figures import NO_COPIES
+from engineworks.steps.shape_measurements import NO_COPIES
 from engineworks.steps.step_job import StepJob
 
 MIB = 2**20
@@ -62,8 +62,8 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
             notes += session.notes
         finally:
             session.close()
-        shapes[name] |= _cache_figures(session.interface, shapes[name], meter.total_mib())
-        job.say(
+        shapes[name] |= _cache_measurements(session.interface, shapes[name], meter.total_mib())
+        job.echo(
             f"{name}: first token {shapes[name]['first_token_ms']:.2f} ms, "
             f"{shapes[name]['tokens_per_s']:.1f} tokens/s in all"
         )
@@ -95,7 +95,7 @@ def _point(
         found = measure_shape(session, point, long, meter, before_mib, readings, name, steps=BRIEF)
     finally:
         session.close()
-    job.say(f"{name}: first token {found['first_token_ms']:.2f} ms, {found['tokens_per_s']:.1f} tokens/s in all")
+    job.echo(f"{name}: first token {found['first_token_ms']:.2f} ms, {found['tokens_per_s']:.1f} tokens/s in all")
     return found
 
 
@@ -163,7 +163,7 @@ class _Timed:
         return RunTimes(tuple(times), on_host=True)
 
 
-def _cache_figures(interface: DecoderInterface, shape: Mapping[str, Any], total_mib: float) -> dict[str, Any]:
+def _cache_measurements(interface: DecoderInterface, shape: Mapping[str, Any], total_mib: float) -> dict[str, Any]:
     """Return the cache's bytes per token and stream, and how many streams fit into the memory beside the rest."""
     item = {"float16": 2, "bfloat16": 2}.get(interface.caches[0].dtype, 4)
     per_token = interface.values_per_token * item

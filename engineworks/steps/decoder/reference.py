@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.measure.decoder.texts import TokenFigures, token_figures
+from engineworks.measure.decoder.texts import TokenMetrics, token_metrics
 from engineworks.recipe.datasets.rows import ArchiveWriter
 from engineworks.recipe.npz import NpzReader
 from engineworks.steps.decoder.full_model import FullModel, open_full_model
@@ -42,9 +42,9 @@ def run(job: StepJob) -> None:
     with ArchiveWriter(job.out / OUTPUTS_FILE) as archive:
         for index, text in enumerate(texts.texts):
             logits = model(text)
-            figures = token_figures(logits, text)
+            values = token_metrics(logits, text)
             for name in ("nll", "best", "margin"):
-                archive.write(f"text{index}/{name}", getattr(figures, name))
+                archive.write(f"text{index}/{name}", getattr(values, name))
             if index < KEPT_TEXTS:
                 archive.write(f"text{index}/logits", logits[kept_positions(len(text))])
         archive.write("long/logits", model(texts.long)[-KEPT_AT_END:])
@@ -53,7 +53,7 @@ def run(job: StepJob) -> None:
             archive.write(f"prompt{index}/tokens", made.tokens)
             archive.write(f"prompt{index}/candidates", made.candidates)
             archive.write(f"prompt{index}/logits", made.logits)
-            job.say(f"prompt {index + 1}: {len(made.tokens)} tokens, each from all before it")
+            job.echo(f"prompt {index + 1}: {len(made.tokens)} tokens, each from all before it")
     job.write_json("reference.json", {"texts": len(texts.texts), "prompts": len(texts.prompts)})
 
 
@@ -81,9 +81,9 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self._archive = NpzReader(folder / OUTPUTS_FILE)
 
-    def figures(self, text: int) -> TokenFigures:
+    def values(self, text: int) -> TokenMetrics:
         read: Any = self._archive.read
-        return TokenFigures(*(read(f"text{text}/{name}") for name in ("nll", "best", "margin")))
+        return TokenMetrics(*(read(f"text{text}/{name}") for name in ("nll", "best", "margin")))
 
     def logits(self, text: int) -> NDArray[np.float32] | None:
         """Return logits [kept, vocabulary] at `kept_positions`; None for a text of which none are kept."""

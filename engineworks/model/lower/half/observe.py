@@ -149,13 +149,13 @@ def own_errors(
     Infinite if it overflows. Errors of earlier nodes are excluded. feeds: arrays by input name, with the shapes and
     dtypes of the model's inputs.
     """
-    shell, figures = _shadowed(graph, half, nodes)
+    shell, pairs_at = _shadowed(graph, half, nodes)
     session = bench.open(shell, stored)
-    totals = {at: np.zeros(2) for at in figures}
-    names = [name for pairs in figures.values() for pair in pairs for name in pair]
+    totals = {at: np.zeros(2) for at in pairs_at}
+    names = [name for pairs in pairs_at.values() for pair in pairs for name in pair]
     for sample in feeds:
         values = dict(zip(names, run(session, sample, names), strict=True))
-        for at, pairs in figures.items():
+        for at, pairs in pairs_at.items():
             for error, power in pairs:
                 totals[at] += np.nan_to_num([float(values[error]), float(values[power])], nan=0.0, posinf=np.inf)
     return {at: _ratio(*total) for at, total in totals.items()}
@@ -174,7 +174,7 @@ def _shadowed(
     import onnx
 
     shell = deepcopy(graph.shell)
-    figures: dict[int, list[tuple[str, str]]] = {at: [] for at in wanted}
+    pairs_at: dict[int, list[tuple[str, str]]] = {at: [] for at in wanted}
     nodes: list[onnx.NodeProto] = []
     rounded: set[str] = set()
 
@@ -187,7 +187,7 @@ def _shadowed(
 
     for at, node in enumerate(graph.nodes):
         nodes.append(node)
-        if at not in figures:
+        if at not in pairs_at:
             continue
         copy = deepcopy(node)
         copy.name = f"shadow:{node.name}"
@@ -202,10 +202,10 @@ def _shadowed(
             nodes.append(onnx.helper.make_node("Sub", [name, result], [f"diff:{name}"]))
             nodes.append(onnx.helper.make_node("ReduceSumSquare", [f"diff:{name}"], [error], keepdims=0))
             nodes.append(onnx.helper.make_node("ReduceSumSquare", [name], [power], keepdims=0))
-            figures[at].append((error, power))
-    names = [name for pairs in figures.values() for pair in pairs for name in pair]
+            pairs_at[at].append((error, power))
+    names = [name for pairs in pairs_at.values() for pair in pairs for name in pair]
     replace_nodes(shell, nodes, (onnx.helper.make_tensor_value_info(n, FLOAT, []) for n in names))
-    return shell, figures
+    return shell, pairs_at
 
 
 def worst_first(graph: TypedGraph, errors: Mapping[int, float], failing: Sequence[str]) -> list[tuple[int, float]]:

@@ -10,16 +10,16 @@ from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _metrics, _series
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.sweep import Recommendation
-from engineworks.report.figures import (
+from engineworks.report.page import render_html
+from engineworks.report.text import render_markdown
+from engineworks.report.values import (
     complaints,
-    has_device_figures,
+    has_device_measurements,
     latency_table,
     remarks,
     streams_table,
     sweep_table,
 )
-from engineworks.report.page import render_html
-from engineworks.report.text import render_markdown
 from tests.typed_reports import latency_json, shape_json
 
 SHAPE = shape_json() | {
@@ -69,8 +69,8 @@ def test_what_a_cpu_has_not_takes_no_room() -> None:
     table = latency_table(cpu)
     assert table is not None
     assert not [h for h in table.headings if "device" in h or "copies" in h]
-    assert not has_device_figures(cpu)
-    assert has_device_figures(engine())
+    assert not has_device_measurements(cpu)
+    assert has_device_measurements(engine())
     assert streams_table(cpu) is None
 
 
@@ -127,9 +127,9 @@ def test_as_json_there_are_all_figures_but_no_raw_samples() -> None:
     assert value["complaints"][0] == "one: the GPU was throttled"
     assert value["notes"] == ["no graph was captured"]
     assert value["serving"] == {"cuda_graphs": True, "kernels": "lazy"}
-    for figures in (value["latency"]["one"], value["sweep"]["points"][0]):
-        assert figures["device_ms_p50"] == 0.15
-        assert not [k for k in figures if k.endswith("samples")]
+    for values in (value["latency"]["one"], value["sweep"]["points"][0]):
+        assert values["device_ms_p50"] == 0.15
+        assert not [k for k in values if k.endswith("samples")]
 
 
 def test_mlflow_gets_what_was_measured_and_no_blanks() -> None:

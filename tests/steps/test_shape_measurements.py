@@ -12,7 +12,7 @@ import pytest
 from engineworks.engines.backends.base import RunTimes, Session
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling
-from engineworks.steps.shape_figures import measure_shape
+from engineworks.steps.shape_measurements import measure_shape
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class FakeGpu:
     def close(self) -> None: ...
 
 
-def figures(session: Session, sampling: Sampling = LAZY_KERNELS, streams: Sequence[int] = ()) -> dict[str, Any]:
+def values(session: Session, sampling: Sampling = LAZY_KERNELS, streams: Sequence[int] = ()) -> dict[str, Any]:
     return measure_shape(
         session, FEEDS, 4, sampling=sampling, streams=streams, look=lambda spacing_s: None, peak_mib=lambda: 7.0,
         at_work=lambda: False,
@@ -68,7 +68,7 @@ def figures(session: Session, sampling: Sampling = LAZY_KERNELS, streams: Sequen
 
 
 def test_host_device_and_copies_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = figures(FakeGpu(monkeypatch))
+    found = values(FakeGpu(monkeypatch))
     assert found["latency_ms_p50"] == found["latency_ms_p99"] == pytest.approx(0.6)
     assert found["device_ms_p50"] == found["device_ms_p99"] == pytest.approx(0.5)
     assert found["copies_ms_p50"] == pytest.approx(0.9)
@@ -85,7 +85,7 @@ def test_measuring_costs_at_most_half_as_much_again_as_its_samples(
     monkeypatch: pytest.MonkeyPatch, swapped_s: float
 ) -> None:
     session = FakeGpu(monkeypatch, swapped_s)
-    found = figures(session)
+    found = values(session)
     assert found["device_ms_p99"] == pytest.approx(0.5)
     assert found["seconds"] == pytest.approx(session.now, abs=0.001)
     samples_s = (sum(found["samples"]) + sum(found["copies_samples"]) + found["first_run_ms"]) / 1000
@@ -96,19 +96,19 @@ def test_measuring_costs_at_most_half_as_much_again_as_its_samples(
 def test_a_call_that_costs_much_to_set_up_is_made_for_more_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeGpu(monkeypatch)
     session.set_up_s = 0.020
-    assert figures(session)["cost_ratio"] <= 1.2
+    assert values(session)["cost_ratio"] <= 1.2
 
 
 def test_where_inputs_lie_on_the_host_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeGpu(monkeypatch, on_host=True)
-    found = figures(session, Sampling())
+    found = values(session, Sampling())
     assert not any(session.calls)
     assert found["device_ms_p50"] is found["copies_ms_p50"] is found["copies_device_ms_p99"] is None
     assert found["copies_samples"] == found["device_samples"] == []
 
 
 def test_streams_give_throughputs_and_those_that_fail_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = figures(FakeGpu(monkeypatch), streams=[1, 2, 4])
+    found = values(FakeGpu(monkeypatch), streams=[1, 2, 4])
     assert [(s["streams"], s["runs_per_s"], s["samples_per_s"]) for s in found["streams"]] == [
         (1, 1000.0, 4000.0),
         (2, 2000.0, 8000.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from engineworks.builds.results import EngineResult
-from engineworks.measure.latency_report import ShapeFigures
+from engineworks.measure.latency_report import ShapeMeasurement
 from engineworks.report.blocks import Table, text_table
 
 LATENCY = (
@@ -24,7 +24,7 @@ SWEEP = (
 )  # fmt: skip
 
 
-def shapes_of(engine: EngineResult) -> Mapping[str, ShapeFigures]:
+def shapes_of(engine: EngineResult) -> Mapping[str, ShapeMeasurement]:
     """What was measured, by named shape."""
     return engine.latency.shapes if engine.latency else {}
 
@@ -39,7 +39,7 @@ def latency_table(engine: EngineResult) -> Table | None:
     return text_table(headings, rows, texts=("shape", "dims", "p50 at 95%"))
 
 
-def has_device_figures(engine: EngineResult) -> bool:
+def has_device_measurements(engine: EngineResult) -> bool:
     """Whether more was measured than the host's time."""
     keys = ("device_ms_p50", "copies_ms_p50")
     return any(getattr(shape, key) is not None for shape in shapes_of(engine).values() for key in keys)
@@ -47,7 +47,7 @@ def has_device_figures(engine: EngineResult) -> bool:
 
 def streams_table(engine: EngineResult) -> Table | None:
     rows = [
-        (name, str(stream.streams), figure(stream.runs_per_s, 0), figure(stream.samples_per_s, 0))
+        (name, str(stream.streams), number_text(stream.runs_per_s, 0), number_text(stream.samples_per_s, 0))
         for name, shape in shapes_of(engine).items()
         for stream in shape.streams
     ]
@@ -61,7 +61,7 @@ def sweep_table(engine: EngineResult) -> Table | None:
     chosen = engine.recommendation.batch
     rows = [
         (f"{point.batch}{' *' if point.batch == chosen else ''}",
-         *(figure(getattr(point, key, None), digits) for _, key, digits in SWEEP), getattr(point, "error", ""))
+         *(number_text(getattr(point, key, None), digits) for _, key, digits in SWEEP), getattr(point, "error", ""))
         for point in engine.latency.sweep
     ]  # fmt: skip
     headings = ("batch", *(heading for heading, _, _ in SWEEP), "error")
@@ -90,8 +90,12 @@ def dims_text(dims: Mapping[str, int]) -> str:
 
 def _cell(value: float | Sequence[float] | None, digits: int) -> str:
     """A number, or the two ends of an interval."""
-    return " to ".join(figure(v, digits) for v in value) if isinstance(value, Sequence) else figure(value, digits)
+    return (
+        " to ".join(number_text(v, digits) for v in value)
+        if isinstance(value, Sequence)
+        else number_text(value, digits)
+    )
 
 
-def figure(value: float | None, digits: int) -> str:
+def number_text(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -113,20 +113,45 @@ def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
 
 
 def causes_of(recipes: Iterable[RecipeNight]) -> list[str]:
-    """Return one line for each reason of failures, the one of most engines first: one broken data set that fails twelve
-    engines is one line."""
-    by_cause: dict[tuple[str, str], list[str]] = {}
+    """Return one line for each reason of failures, the one of most engines first, with its likely cause.
+
+    Engines that fail for one reason are one line, and so are those of a recipe whose fp32 engine fails: a broken data
+    set that fails twelve engines, each with a number of its own, is one line.
+    """
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for recipe in recipes:
-        bad = [(e.status, e.message, e.id) for e in recipe.engines if recipe.message or e.status not in GOOD]
-        for status, message, name in bad or (
-            [(recipe.status, recipe.message, recipe.recipe)] if recipe.message else []
-        ):
-            by_cause.setdefault((status, message), []).append(name)
+        for reason, name in _reasons(recipe):
+            by_reason.setdefault(reason, []).append(name)
     lines = []
-    for (status, message), names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
+    for (status, message), names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         lines.append(f"{names[0]}{more}: {status}" + (f" · {message}" if message else ""))
     return lines
+
+
+def _reasons(recipe: RecipeNight) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield each failure's reason (its status, and its message with the likely cause), and the engine or recipe."""
+    bad = [e for e in recipe.engines if recipe.message or e.status not in GOOD]
+    if not bad and recipe.message:
+        yield (recipe.status, recipe.message), recipe.recipe
+    plain = next((e for e in bad if e.status == "fail" and _precision(e.id) == "fp32"), None)
+    warned = _calibration_warning(recipe.verdicts or {})
+    for engine in sorted(bad, key=lambda e: e is not plain):
+        if plain is not None and engine.status == "fail":
+            reason = f"{plain.message} Likely cause: the evaluation data or the model, for fp32 fails too."
+        else:
+            quantized = engine.status == "fail" and _precision(engine.id) not in ("fp32", "fp16", "bf16")
+            reason = f"{engine.message} Likely cause: {warned}." if quantized and warned else engine.message
+        yield (engine.status, reason), engine.id
+
+
+def _precision(engine: str) -> str:
+    return engine.split("/")[1]
+
+
+def _calibration_warning(verdicts: Mapping[str, Any]) -> str:
+    """The first warning about the recipe's calibration, '' for none."""
+    return next((str(w) for c in verdicts.get("calibration", ()) for w in c["warnings"]), "")
 
 
 def _load(path: Path, data_roots: Sequence[Path]) -> Chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_streams_that_do_not_fit_are_refused_before_anything_is_loaded(start: An
     with pytest.raises(DeviceMemoryError, match=said):
         start(total=1000)
     assert not start.vendor.engines
+
+
+def test_a_session_that_is_dropped_frees_everything(
+    folder: Path, face: DecoderInterface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeRuntime(1 << 30)
+    use_fake_gpu(monkeypatch, OnnxVendor(cuda))
+    session = TrtDecoder(VENDORS["tensorrt_rtx"], folder, PARTS, face, 2)
+    session.step({0: np.array([1])})
+    assert cuda.in_use > 0
+    del session
+    gc.collect()
+    assert (cuda.in_use, cuda.streams) == (0, 0)
 
 
 def test_a_closed_session_says_so(start: Any) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import InputError
-from tasks.night import choose_recipes, count_outcomes, lines_of, night_of_result, night_without_result
+from tasks.night import (
+    RecipeNight,
+    causes_of,
+    choose_recipes,
+    count_outcomes,
+    lines_of,
+    night_of_result,
+    night_without_result,
+)
 
 RESULT = {
     "recipe": "tiny",
@@ -80,3 +88,38 @@ def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
     assert [night.is_good for night in nights] == [False, False, False]
     words = count_outcomes(nights)
     assert words == "3 recipes (1 built, 1 lost, 1 refused), 5 engines (2 lost, 1 pass, 1 fail, 1 refused)"
+
+
+def failed(*sentences: tuple[str, str], warnings: tuple[str, ...] = ()) -> RecipeNight:
+    """A built recipe whose engines fail. sentences: precision/target, and the failing check's sentence."""
+    engines = [
+        {"id": f"tiny/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
+         "checks": [{"verdict": "fail" if text else "pass", "sentence": text}]}
+        for engine, text in sentences
+    ]  # fmt: skip
+    calibration = [{"step": "calibrate", "warnings": list(warnings)}]
+    result = {"recipe": "tiny", "engines": engines, "refused": [], "calibration": calibration}
+    return night_of_result(result, "recipes/tiny.yaml", "built")
+
+
+def test_a_broken_data_set_is_one_line_though_every_engine_has_a_number_of_its_own() -> None:
+    many = [(f"{p}/{t}", f"top1 is 0.{n}, limit 0.9.") for n, p in enumerate(("fp16", "fp32", "int8")) for t in "abcd"]
+    (line,) = causes_of([failed(*many, warnings=("the samples are constant",))])
+    assert line == (
+        "tiny/fp32/a and 11 more: fail · top1 is 0.1, limit 0.9. "
+        "Likely cause: the evaluation data or the model, for fp32 fails too."
+    )
+
+
+def test_quantized_engines_that_fail_alone_name_the_warning_of_their_calibration() -> None:
+    night = failed(("fp32/cpu", ""), ("fp16/cpu", "a."), ("int8/cpu", "b."), warnings=("the samples are constant",))
+    assert causes_of([night]) == [
+        "tiny/fp16/cpu: fail · a.",
+        "tiny/int8/cpu: fail · b. Likely cause: the samples are constant.",
+    ]
+
+
+def test_a_recipe_without_engines_is_a_line_of_its_own() -> None:
+    assert causes_of([RecipeNight("gone", "gone.yaml", "refused", (), "no such file")]) == [
+        "gone: refused · no such file"
+    ]

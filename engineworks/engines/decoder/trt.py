@@ -9,6 +9,7 @@ lies behind the stream's end: no query reads it before a later token overwrites 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,6 +64,9 @@ class TrtDecoder(Streams):
             call("cudaMemset", buffer.ensure(self._row_bytes[name] * streams), 0, self._row_bytes[name] * streams)
         self._engines: dict[tuple[int, int], _Engine] = {}
         self._bound: dict[tuple[int, int, int], _Bound] = {}
+        # A session that is dropped, as MLflow drops its models, frees its memory too: CUDA's has no other owner.
+        self._free = weakref.finalize(self, _free, self._bound, self._engines, self._caches, self._stream)
+        self._free.atexit = False  # CUDA may be gone by then, and the process takes all with it
         with ExitStack() as files:
             for part in used:
                 loaded = files.enter_context(opened(vendor, trt, folder / part.file, self._errors))
@@ -95,15 +99,7 @@ class TrtDecoder(Streams):
             self._lengths[stream] = 0
 
     def close(self) -> None:
-        for bound in self._bound.values():
-            bound.free()
-        for engine in self._engines.values():
-            engine.free()
-        for buffer in self._caches.values():
-            buffer.free()
-        if self._engines:
-            self._stream.close()
-        self._bound, self._engines, self._caches = {}, {}, {}
+        self._free()
 
     def _step(self, tokens: Mapping[int, Tokens], *, last: bool) -> dict[int, Logits]:
         check_tokens(self._interface, self._lengths, tokens)
@@ -154,6 +150,17 @@ class TrtDecoder(Streams):
             engine, note = self._engines[batch, tokens], self._notes.append
             self._bound[key] = _Bound(engine, self._interface, addresses, self._stream, note)
         return self._bound[key]
+
+
+def _free(
+    bound: dict[tuple[int, int, int], _Bound], engines: dict[tuple[int, int], _Engine], caches: dict[str, DeviceBuffer],
+    stream: Stream,
+) -> None:  # fmt: skip
+    frees = [*(b.free for b in bound.values()), *(e.free for e in engines.values()), *(c.free for c in caches.values())]
+    for free in (*frees, stream.close):
+        free()
+    for kept in (bound, engines, caches):
+        kept.clear()
 
 
 def _row_bytes(interface: DecoderInterface) -> dict[str, int]:

@@ -19,7 +19,7 @@ outputs: {{logits: [batch, sequence, vocabulary]}}
 shapes: {{generate: {{batch: [1, 1, {streams}], sequence: [1, 1, {context}]}}}}
 """
 _OWN_KEYS = ("inputs", "outputs", "shapes")
-_ELSEWHERE = ("streams", "regression")
+_NOT_YET = ("streams", "regression")
 
 MOST_SWEPT = 24
 """Pairs of streams and prompt: each takes about a second and a half, and as long to load."""
@@ -218,7 +218,11 @@ def _shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
         if tokens > decoder.longest:
             message = f"shape '{name}' has {tokens} tokens (prompt and new), the context holds {decoder.longest}"
             yield Problem(node.at(path).place, message, "shorten it, or raise model.decoder.context")
-    for key in _ELSEWHERE:
+    shortest = min(map(_tokens, recipe.performance.at.values()), default=0)
+    for context in (c for c in decoder.context if shortest > c and shortest <= decoder.longest):
+        place = node.at(("model", "decoder", "context")).place
+        yield Problem(place, f"no shape of performance.at fits a context of {context}", "add a shorter shape")
+    for key in _NOT_YET:
         if key in recipe.performance.model_fields_set:
             place = node.key_place(("performance", key))
             yield Problem(place, f"performance.{key} is not for decoders yet", "say streams under performance.at")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 """Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` next to it."""
 
-EXTERNAL_ABOVE_BYTES = 1 << 30
-"""Weights above this go next to the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
+EXTERNAL_ABOVE_BYTES = 1 << 28
+"""Weights above this go next to the file: parsing and writing a message copies them (512 MiB took 4.4 GiB to fold, 2.2
+next to the file), and protobuf's hard limit is 2 GiB."""
 
 IR_VERSION = 10
 """Newest IR version that every tool of the pipeline reads (ONNX Runtime 1.31 ≤ 13, TensorRT-RTX 1.7 ≤ 10 tested)."""

@@ -45,7 +45,7 @@ DYNAMO_OPSET = 18
 def write_onnx(
     module: torch.nn.Module, interface: Interface, out: Path, *, root: Path, examples: Arrays | None = None
 ) -> ExportReport:
-    """Export an eval'd module into the folder `out` as MODEL_FILE (weights above 1 GiB in DATA_FILE).
+    """Export an eval'd module into the folder `out` as MODEL_FILE (weights above 256 MiB in DATA_FILE).
 
     examples: arrays by input name, in the recipe's dtypes and shapes, to trace and to check with; default: made from
     the interface. root: the recipe's folder, for messages. Raises `ModelError` if the module does not fit the

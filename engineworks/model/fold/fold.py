@@ -64,7 +64,7 @@ def fold_model(
     minimum_opset: int,
     feeds: Sequence[Mapping[str, NDArray[np.generic]]],
 ) -> FoldReport:
-    """Fold the ONNX file `source` into the file `out` (weights above 1 GiB in `<out>.data`).
+    """Fold the ONNX file `source` into the file `out` (weights above 256 MiB in `<out>.data`).
 
     `inputs`, `outputs`: the recipe's; their lengths and dimension names are checked against the model and written into
     it. `feeds`: arrays by input name, in the recipe's dtypes and shapes, at least one; the proof is as good as they

@@ -243,7 +243,7 @@ def load_times(case: Case, work: Path) -> dict[str, Any]:
     return found
 
 
-def judge(results: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, bool]]:
+def evaluate_limits(results: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, bool]]:
     """Every wanted limit: what, the figure (None if it could not be taken), the limit, whether it holds."""
     for recipe, shape, ours, theirs, least in WANTED:
         if f"{recipe}/{shape}" not in results:  # --case left it out
@@ -306,7 +306,7 @@ def main() -> int:
             if case.shape == "single":
                 results[name]["load"] = load_times(case, Path(work))
             print_case(name, results[name])
-    verdicts = list(judge(results))
+    verdicts = list(evaluate_limits(results))
     value = {**facts, "results": results, "limits": [list(v) for v in verdicts]}
     gpu = str(facts["hardware"].get("gpu", "cpu")).lower().replace("nvidia ", "").replace(" ", "-")
     out = given.out or ROOT / f"benchmarks/results/{gpu}-{facts['date']}.json"

@@ -31,7 +31,7 @@ def result(**rows: tuple[float, float | None]) -> dict[str, Any]:
 
 
 def verdicts(gpu: Any, results: dict[str, Any]) -> dict[str, tuple[float | None, bool]]:
-    return {what: (figure, holds) for what, figure, _, holds in gpu.evaluate_gates(results)}
+    return {what: (figure, holds) for what, figure, _, holds in gpu.evaluate_limits(results)}
 
 
 def test_speed_ups_are_held_against_their_limits(gpu: Any) -> None:

@@ -46,10 +46,10 @@ def test_every_module_imports_without_any_optional_dependency() -> None:
 def test_validate_and_plan_import_nothing_heavy(repository: Path) -> None:
     code = """
 import contextlib, io, json, sys
-from engineworks.cli import _run
+from engineworks.cli import run_command
 with contextlib.redirect_stdout(io.StringIO()):
-    assert _run(["validate", "recipes/tiny.yaml"]) == 0
-    assert _run(["plan", "recipes/tiny.yaml", "--json", "--compare", "pytorch,ort-cpu,ort-cuda"]) == 0
+    assert run_command(["validate", "recipes/tiny.yaml"]) == 0
+    assert run_command(["plan", "recipes/tiny.yaml", "--json", "--compare", "pytorch,ort-cpu,ort-cuda"]) == 0
 print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
 """
     loaded = set(json.loads(run(code, repository)))

@@ -176,7 +176,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "sweep of nothing": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: []}")],
-        "22:18: performance.sweep.batch: a list of 0 is not allowed; it needs at least 1",
+        "22:3: the sweep needs batch sizes; e.g. batch: [1, 8, 32]",
     ),
     "streams twice": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [2, 2]")],

@@ -130,7 +130,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
 
 
 def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Optimize the model and save it as `engine`, weights above 256 MiB in `engine.data` next to it. Then run it once at
+    """Optimize the model and save it as `engine`, weights above 256 MiB in `engine.data` beside it. Then run it once at
     the shapes of every profile: a crash of ONNX Runtime leads to another build.
 
     One engine serves all shapes; profiles do not change it. ONNX Runtime logs to standard error, which the child

@@ -85,7 +85,8 @@ def session(model: Path, optimized: Path | None = None) -> ort.InferenceSession:
 
 
 def evaluate(s: ort.InferenceSession, images: np.ndarray) -> np.ndarray:
-    parts, sizes, done = [], [1, 8, 64], 0
+    sizes, done = [1, 8, 64], 0
+    parts: list[np.ndarray] = []
     while done < len(images):
         size = sizes[len(parts) % 3]
         parts.append(s.run(None, {"image": images[done : done + size]})[0])

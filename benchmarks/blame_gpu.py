@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def model(blocks: int, *, before: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
-CASES = {
+CASES: dict[str, Callable[[], onnx.ModelProto]] = {
     "norm": lambda: model(6, before="LayerNormalization"),
     "tanh": lambda: model(6, before="Tanh"),
     "deep": lambda: model(11, before="LayerNormalization"),

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 START_LIMIT_S = 60
 USER = "engineworks"
@@ -109,7 +110,9 @@ class Cluster:
     def _run(self, name: str, *arguments: str) -> None:
         """Run one of its programs as the user that owns the cluster. Its output goes nowhere: a server that pg_ctl
         started would keep a pipe open."""
-        as_user = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []} if self._user else {}
+        as_user: dict[str, Any] = {}
+        if self._user:
+            as_user = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         with (self.folder / "commands.log").open("a+") as log:
             done = subprocess.run(
                 [program(name), *arguments],

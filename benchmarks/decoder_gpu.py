@@ -292,7 +292,8 @@ def main() -> None:
     ran.add_argument("--transformers", type=Path)
     ran.add_argument("--artifacts", type=Path, default=ROOT / "artifacts/decoder-gpu")
     given = vars(parser.parse_args())
-    {"split": split, "join": join, "run": run}[given.pop("command")](**given)
+    parts: dict[str, Callable[..., object]] = {"split": split, "join": join, "run": run}
+    parts[given.pop("command")](**given)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def _correct(candidate: Candidate, reference: Mapping[str, np.ndarray]) -> dict[
     cosines, largest = [], []
     for name, wanted in reference.items():
         a, b = candidate.outputs[name].astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
-        cosines.append(float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30)))
+        cosines.append(float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)))
         largest.append(float(np.abs(a - b).max()))
     least = COSINE["fp16" if "fp16" in candidate.name else "fp32"]
     return {"cosine": min(cosines), "max_abs": max(largest), "correct": bool(min(cosines) >= least)}
@@ -230,7 +230,7 @@ def _correct(candidate: Candidate, reference: Mapping[str, np.ndarray]) -> dict[
 def load_times(case: Case, work: Path) -> dict[str, Any]:
     """Each in a process of its own: without a cache, with an empty one that it fills, and with what that one left."""
     feeds, found = work / f"{case.recipe}-{case.shape}.npz", {}
-    np.savez(feeds, **case.feeds)
+    np.savez(feeds, **dict[str, Any](case.feeds))
     folder, target = str(case.engines["fp16"]), json.dumps(dict(case.target))
     for kernels in ("lazy", "eager"):
         cache = str(work / f"cache-{case.recipe}-{case.shape}-{kernels}")

@@ -41,7 +41,10 @@ def engine(name: str, folder: Path, target: Mapping[str, Any], feeds: Arrays, *,
     """Our stored engine, by the library's own session."""
     session = load_engine(folder, target, serving=Serving(cuda_graphs=graphs))
     outputs = session.run(feeds)
-    runs = lambda n: session.time_runs(feeds, n)  # noqa: E731
+
+    def runs(n: int) -> RunTimes:
+        return session.time_runs(feeds, n)
+
     runs(1)  # a CUDA graph is captured now, if it can be
     return Candidate(name, outputs, runs, session.close, tuple(session.notes), dict(session.facts))
 
@@ -62,9 +65,9 @@ def pytorch(name: str, factory: str, feeds: Arrays, *, device: str, half: bool) 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     by_name = len(tensors) > 1
 
-    @torch.inference_mode()
     def once() -> Any:
-        return model(**tensors) if by_name else model(*tensors.values())
+        with torch.inference_mode():
+            return model(**tensors) if by_name else model(*tensors.values())
 
     result = once()
     logits = result.logits if hasattr(result, "logits") else result

@@ -24,8 +24,8 @@ def main(folder: str, target_json: str, feeds_file: str, kernels: str, cache: st
     session = load_engine(
         Path(folder),
         target,
-        serving=Serving(kernels=kernels),
-        cache=Path(cache) if cache else None,  # type: ignore[arg-type]
+        serving=Serving(kernels="eager" if kernels == "eager" else "lazy"),
+        cache=Path(cache) if cache else None,
     )
     loaded = time.perf_counter()
     session.run(feeds)

@@ -17,7 +17,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -385,14 +385,14 @@ def _change_shape(proto: onnx.ModelProto, _: Path, dice: random.Random) -> None:
         else:
             dim.dim_param = dice.choice(NAMES)
     else:
-        for _ in range(dice.choice((1, 3, 200))):
+        for _dim in range(dice.choice((1, 3, 200))):
             shape.dim.add(dim_value=dice.choice(DIMS))
 
 
 def _nest(proto: onnx.ModelProto, _: Path, dice: random.Random) -> None:
     """Graphs inside of graphs; protobuf itself ends at 100."""
     depth, graph = dice.choice((2, 20, 45)), proto.graph
-    for _ in range(depth):
+    for _level in range(depth):
         node = graph.node.add(op_type="If", name="if", input=["image"], output=["nested"])
         attribute = node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
         graph = attribute.g
@@ -563,7 +563,7 @@ def _table(kind: str, dice: random.Random) -> bytes:
     rows = [{"text": f"row {n}", "label": n % 3} for n in range(20)]
     if kind == ".jsonl":
         lines = [json.dumps(row) for row in rows]
-        bad = (
+        bad: Sequence[str] = (
             "{",
             "[1]",
             "null",

@@ -37,7 +37,6 @@ from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_versions
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
-from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.load import load_recipe
@@ -246,7 +245,7 @@ class Recipe:
         inputs = {role: self.store.require(key).path for role, key in measure.inputs.items()}
         with tempfile.TemporaryDirectory() as out:
             write_layers(StepJob(measure.id, measure.params, inputs, measure.unkeyed, Path(out), print), RUN_MS)
-            return Layers.from_json(json.loads(Path(out, LAYERS_FILE).read_text(encoding="utf-8")))
+            return Layers.read(Path(out))
 
 
 def messages(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -108,7 +108,7 @@ def fp16(bench: Bench, out: Path) -> None:
 
 
 def modelopt_half(bench: Bench, out: Path) -> None:
-    quantize_by_modelopt(bench.case, "minmax", out, around="fp16")
+    quantize_by_modelopt(bench.case, "minmax", out, unquantized="fp16")
 
 
 CONTENDERS: Mapping[str, Callable[[Bench, Path], None]] = {

@@ -192,8 +192,8 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     if sys.argv[1:2] == ["--quantize"]:
-        name, method, contender, out, folder = sys.argv[2:]
-        CONTENDERS[contender](load_case(name, Path(folder)), method, Path(out))
+        name, method, contender, out, kept = sys.argv[2:]
+        CONTENDERS[contender](load_case(name, Path(kept)), method, Path(out))
         return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", default=",".join((*RECIPES, "resnet50")))

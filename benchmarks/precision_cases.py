@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engineworks.recipe.metric import PythonMetric
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes"), str(ROOT / "benchmarks")]
@@ -58,14 +61,14 @@ def _of_recipe(name: str, folder: Path, largest: int) -> Case:
     labels = evaluation.read_labels()
     inputs = _stacked(_first(evaluation.batches([batch]), rows))
     metric = loaded.recipe.accuracy.metric
+    function = metric.python.partition(":")[2] if isinstance(metric, PythonMetric) else ""
 
     def judge(outputs: Arrays) -> float:
         assert labels is not None
-        if metric == "top1" or metric is None:
+        if not function:
             return float((next(iter(outputs.values())).argmax(axis=1) == labels[:rows]).mean())
-        import metrics
-
-        return float(getattr(metrics, metric.python.partition(":")[2])(outputs, labels[:rows], inputs))
+        module = importlib.import_module("metrics")
+        return float(getattr(module, function)(outputs, labels[:rows], inputs))
 
     return Case(
         name,
@@ -74,7 +77,7 @@ def _of_recipe(name: str, folder: Path, largest: int) -> Case:
         calibration.count,
         lambda: _first(evaluation.batches([batch]), rows),
         judge,
-        "top1" if metric == "top1" or metric is None else metric.python.partition(":")[2],
+        function or "top1",
         loaded.recipe.calibration.keep,
     )
 

@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[s.name for s in SCENARIOS])
     parser.add_argument("--threads", type=int, default=1, help="of an engine; 0: the target's own, one per core")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--most-s", type=float, default=5.0, help="time that one measurement may take")
+    parser.add_argument("--max-s", type=float, default=5.0, help="time that one measurement may take")
     parser.add_argument("--state", type=Path, default=ROOT / "artifacts/verdicts.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/verdicts-cpu.json")
     arguments = parser.parse_args()
@@ -236,7 +236,7 @@ def main() -> None:
             state.write(json.dumps(one) + "\n")
             state.flush()
             print(f"{len(done):4} {scenario.name:26} {one['verdict']:12} {one['ratio'] or 0:.4f} {one['interval']} "
-                  f"{one['rounds']} rounds, {one['seconds']} s {one['why']}")  # fmt: skip
+                  f"{one['rounds']} rounds, {one['seconds']} s {one.get('why', '')}")  # fmt: skip
     rows = summary(done)
     show(rows)
     facts = {"processor": describe(), "threads": arguments.threads, "batch": arguments.batch, "load": os.getloadavg()}

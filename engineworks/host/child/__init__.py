@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
 from engineworks.host.child.serve import decode_error
@@ -50,7 +50,7 @@ class ChildPool:
         self._busy: list[Child] = []
         self._cancellations = 0
 
-    def __enter__(self) -> ChildPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

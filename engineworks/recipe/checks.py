@@ -274,10 +274,13 @@ def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
             size = item_bytes * prod(largest.get(d, 1) if isinstance(d, str) else d for d in shape)
             if size > LARGEST_TENSOR_BYTES:
                 where = ("shapes", profile) if largest.keys() & set(shape) else path
-                what = f"{path[0][:-1]} '{path[1]}' would have at least {size / 2**40:,.0f} TiB"
+                what = f"{path[0][:-1]} '{path[1]}' would have at least {min(size >> 40, MOST_TIB):,} TiB"
                 at = f" at the largest shape of profile '{profile}'" if profile else ""
                 yield Problem(node.key_place(where), what + at, "make its dimensions smaller", path)
 
+
+MOST_TIB = 1_000_000
+"""What a message says at most of a tensor's size, whose number may have hundreds of digits."""
 
 FLOAT_LIMITS = {"float16": 65504.0, "float32": 3.4028234663852886e38, "float64": 8.9e307}
 """Largest absolute value of a range. For float64 a half, so that the difference of both ends is finite too."""

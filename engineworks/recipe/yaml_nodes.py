@@ -30,6 +30,9 @@ CONFLICT_MARKERS = ("<<<<<<< ", "=======", ">>>>>>> ", "||||||| ")
 SCALARS = {"str", "int", "float", "bool", "null", "timestamp"}
 """Plain values; a date stays text."""
 
+_TAGS = {"mapping": {"map"}, "sequence": {"seq"}}
+"""Tags that a node may have that is no scalar, by ruamel's name of its kind."""
+
 
 _SLOW = re.compile(r"^%|[\x85\u2028\u2029]|^\s*-\s*(#.*)?$", re.MULTILINE)
 """Text that libyaml reads otherwise: directives, Unicode's line ends, the places of empty items."""
@@ -262,13 +265,13 @@ class _Reader:
     def read(self, node: Any) -> Node:
         place = _place(node, self.shown)
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind not in _TAGS.get(node.id, SCALARS):  # an explicit tag may name anything, as in `!!seq {a: b}`
+            self.problems.append(Problem(place, f"the tag '!{kind.lstrip('!')}' is not allowed", "write a plain value"))
+            return Node(place, str(node.value))
         if kind == "map":
             return self._mapping(node, place)
         if kind == "seq":
             return Node(place, [self.read(n) for n in node.value])
-        if kind not in SCALARS:
-            self.problems.append(Problem(place, f"the tag '!{kind.lstrip('!')}' is not allowed", "write a plain value"))
-            return Node(place, str(node.value))
         return Node(place, self._scalar(kind, self._unicode(node.value, place), place))
 
     def _mapping(self, node: Any, place: Place) -> Node:

@@ -273,6 +273,7 @@ def test_a_waiver_has_a_day(repository: Path, day: str) -> None:
     [
         (("[1, 4, 16]", "[1, 4, 2000000000]", "1, 4, 4]", "1, 400, 400]"), "would have at least 1,164 TiB"),
         (("[batch, 3]", "[batch, 2000000000, 2000000000]"), "output 'logits' would have at least"),
+        (("[batch, 3]", f"[batch{', 2000000000' * 60}]"), "output 'logits' would have at least 1,000,000 TiB"),
         (("dtype: float32", "dtype: float16, range: [0, 70000]"), "does not fit float16; values from -65504 to 65504"),
         (("4, 4]}", "4, 4], range: [0, 1e39]}"), "does not fit float32"),
         (("dtype: float32", "dtype: float64, range: [-1e308, 1e308]"), "does not fit float64"),

@@ -24,6 +24,10 @@ WRONG = {
         "r.yaml:2:1: merge conflict marker '<<<<<<<'",
     ),
     "tag": ("a: !!python/object:os.system x", "r.yaml:1:4: the tag '!python/object:os.system' is not allowed"),
+    "a list called text": ("a: !!str [b]", "r.yaml:1:4: the tag '!str' is not allowed"),
+    "a mapping called a list": ("a: !!seq {b: c}", "r.yaml:1:4: the tag '!seq' is not allowed"),
+    "text called a mapping": ("a: !!map b", "r.yaml:1:4: the tag '!map' is not allowed"),
+    "a mapping called a number": ("a: !!int {b: 1}", "r.yaml:1:4: the tag '!int' is not allowed"),
     "unknown alias": ("a: *b", "r.yaml:1:4: not valid YAML: found undefined alias 'b'"),
     "merge key": (
         "a: &a {b: 1}\nc: {<<: *a}",

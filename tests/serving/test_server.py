@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -50,8 +51,13 @@ def repository(tmp_path: Path) -> Path:
 
 def gone(tree: list[int]) -> bool:
     """Whether every process of the server's tree has ended (a zombie has)."""
-    stats = [Path(f"/proc/{pid}/stat") for pid in tree]
-    return all(not s.exists() or s.read_text().rpartition(")")[2].split()[0] == "Z" for s in stats)
+    return all(map(ended, tree))
+
+
+def ended(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:

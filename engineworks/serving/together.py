@@ -12,6 +12,9 @@ from engineworks.measure.statistics import quantile
 from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
 
+NO_TEXT = ": <EMPTY MESSAGE>"
+"""What Triton's Python backend adds to an exception without text."""
+
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "memoryerror", "cannot allocate memory")
 """Words of CUDA, TensorRT, C++, Python and the C library, in lower case."""
 
@@ -49,7 +52,8 @@ def _load_beside(client: Client, model: str, others: Sequence[str]) -> None:
     except RunError as error:
         if others and any(words in error.message.lower() for words in OUT_OF_MEMORY):
             beside = ", ".join(f"'{other}'" for other in others)
-            message = f"'{model}' does not fit into the memory beside {beside}: {error.message.partition(': ')[2]}"
+            reason = error.message.partition(": ")[2].removesuffix(NO_TEXT)
+            message = f"'{model}' does not fit into the memory beside {beside}: {reason}"
             raise RunError(message, hint="serve fewer models, or smaller ones", log=error.log) from None
         raise
 

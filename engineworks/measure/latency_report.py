@@ -14,7 +14,7 @@ from engineworks.typed_json import Count, Document, Report, Size
 
 @dataclass(frozen=True)
 class Omitted(Document):
-    """Stands for a long list of raw samples, where nobody needs them: how many there are."""
+    """The number of raw samples, in place of a long list of them."""
 
     values: Count
 

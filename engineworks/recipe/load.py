@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Literal
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
@@ -17,7 +15,7 @@ from engineworks.errors import InputError, Place, Problem, RecipeError, TargetEr
 from engineworks.host.regular_files import resolved
 from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
-from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
+from engineworks.recipe.cascading_errors import is_cascading
 from engineworks.recipe.checks import check_recipe
 from engineworks.recipe.decoder import (
     at_context,
@@ -28,19 +26,14 @@ from engineworks.recipe.decoder import (
     target_name,
 )
 from engineworks.recipe.files import RecipeFiles, resolve_files
-from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
-from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
-from engineworks.recipe.wording import example_of, given, reason
+from engineworks.recipe.validation import Keys, validate, validate_rest
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
 
 DEFAULTS_FILE = "_defaults.yaml"
 TARGETS_FILE = "_targets.yaml"
-
-M = TypeVar("M", bound=BaseModel)
-Path_ = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class _Read:
     recipe: Recipe
     node: Node
     known: Mapping[str, Target] | None
-    wrong: frozenset[Path_]
+    wrong: frozenset[Keys]
     problems: list[Problem]
     found: list[Problem]
 
@@ -161,9 +154,9 @@ def _read(path: Path, data_roots: Sequence[Path] = ()) -> _Read:
         problems += drop_own_keys(node)
         node = spell_out(node)
     known = _load_targets(path.parent, problems)
-    recipe, wrong = _validate(Recipe, node, problems), frozenset[Path_]()
+    recipe, wrong = validate(Recipe, node, problems), frozenset[Keys]()
     if recipe is None:
-        recipe, wrong = _validate_rest(node)
+        recipe, wrong = validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
     check_problems = [
@@ -234,7 +227,7 @@ def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]
 def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, tuple[Problem, ...]]:
     """The targets that the text names, and its problems: the same for all recipes of a folder."""
     node, problems = parse_yaml(text, shown), list[Problem]()
-    read = _validate(Targets, node, problems)
+    read = validate(Targets, node, problems)
     if read:
         problems.extend(_wrong_options(read, node))
     return (read.targets if read else None), tuple(problems)
@@ -269,142 +262,9 @@ def _refuse_nameless_mixtures(node: Node) -> Iterator[Problem]:
             item.value = "fp32"
 
 
-def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
-    try:
-        return model.model_validate(node.plain())
-    except ValidationError as error:
-        problems.extend(_problem(model, node, e) for e in without_cascading(error.errors(include_url=False)))
-        return None
-
-
-def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
-    """The recipe without its wrong values, and the places of those values.
-
-    The checks of fields against each other then run on the rest and report in the same pass.
-    """
-    wrong: set[Path_] = set()
-    try:
-        return Recipe.model_validate(node.plain()), frozenset()
-    except ValidationError as invalid:
-        errors = invalid.errors(include_url=False)
-    for error in errors:
-        path = _path_in_file(node, error["loc"])
-        if not path or error["type"] == "missing":
-            continue
-        above = node.at(path[:-1])
-        meant = meant_key(error, errors) if error["type"] == "extra_forbidden" else ""
-        if meant and above.get(meant) is None:
-            above.rename(str(path[-1]), meant)
-            continue
-        wrong.add(path)
-        if path[0] == "inputs" and path[-1] == "dtype":  # it cannot be left out
-            node.at(path).value = "float32"
-        else:
-            above.remove(path[-1])
-    try:
-        return Recipe.model_validate(node.plain()), frozenset(wrong)
-    except ValidationError:
-        return None, frozenset(wrong)
-
-
 def _one_each(problems: Sequence[Problem]) -> list[Problem]:
     """The first problem of every place: a second one mostly repeats the first in other words."""
     first: dict[Place, Problem] = {}
     for problem in problems:
         first.setdefault(problem.place, problem)
     return list(first.values())
-
-
-def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
-    """One pydantic error as a problem in Engineworks' wording, at its place."""
-    loc = _path_in_file(node, error["loc"])
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        if new := RENAMED.get(loc):
-            return Problem(node.key_place(loc), f"unknown key '{loc[-1]}': it is called '{new}' now")
-        known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
-        return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
-    where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
-    if kind == "missing":
-        above = node.at(loc[:-1])
-        return Problem(above.place, f"'{where}' is missing", _what_is_missing(model, loc))
-    value = error["input"]
-    shown = given(value)
-    if kind == UNKNOWN_METRIC and value:
-        name = next(iter(value))
-        return Problem(node.key_place((*loc, name)), f"unknown metric '{name}'", did_you_mean(name, METRIC_WORDS))
-    if kind == "literal_error":
-        choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
-        return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))
-    place = node.key_place(tuple(s for s in loc if s != "[key]")) if "[key]" in loc else node.at(loc).place
-    too_large = kind == "float_type" and isinstance(value, int) and not isinstance(value, bool)
-    hint = reason("finite_number" if too_large else kind, str(error["msg"]), context)
-    if kind in ("model_type", "dict_type", "model_attributes_type", "tuple_type") and (example := _example(model, loc)):
-        hint += f", e.g. {example}"
-    return Problem(place, f"{where}: {shown} is not allowed", hint)
-
-
-def _path_in_file(node: Node, loc: Sequence[str | int]) -> Path_:
-    """The location of an error without the branches of unions ('int', 'constrained-str').
-
-    pydantic adds those, but they are not keys of the file.
-    """
-    path: Path_ = ()
-    for index, step in enumerate(loc):
-        last = index == len(loc) - 1
-        if node.at(path).get(step) is not None or step == "[key]" or (last and _plain_name(step)):
-            path = (*path, step)
-    return path
-
-
-_BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})
-"""Pydantic's names for the branches of unions."""
-
-
-def _plain_name(step: str | int) -> bool:
-    return isinstance(step, str) and "[" not in step and step not in _BRANCHES
-
-
-def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
-    """The keys that are allowed at `loc`: its model's fields."""
-    at = _model_at(model, loc)
-    return list(at.model_fields) if at else []
-
-
-def _what_is_missing(model: type[BaseModel], loc: Path_) -> str:
-    """'name of the recipe: …, e.g. recipe: bert-mini'."""
-    above, example = _model_at(model, loc[:-1]), _example(model, loc)
-    field = above.model_fields.get(str(loc[-1])) if above else None
-    description = (field.description or "") if field else ""
-    return f"{description}, e.g. {example}" if description and example else description or example
-
-
-def _example(model: type[BaseModel], loc: Path_) -> str:
-    above = _model_at(model, loc[:-1])
-    return example_of(above.__name__, str(loc[-1])) if above else ""
-
-
-def _model_at(model: type[BaseModel], loc: Path_) -> type[BaseModel] | None:
-    kind: Any = model
-    for step in loc:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            field = kind.model_fields.get(str(step))
-            kind = field.annotation if field else None
-        else:
-            kind = _inner(kind)
-        kind = _first_model(kind)
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _inner(kind: Any) -> Any:
-    """dict[K, V] → V, tuple[T, ...] → T."""
-    arguments = [a for a in getattr(kind, "__args__", ()) if a is not Ellipsis]
-    return arguments[-1] if arguments else None
-
-
-def _first_model(kind: Any) -> Any:
-    """The model of `Model | None` and `Annotated[Model, …]`; other types are unchanged."""
-    for choice in getattr(kind, "__args__", ()):
-        if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
-            return choice
-    return kind

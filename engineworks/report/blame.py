@@ -24,7 +24,7 @@ def blame_section(result: BuildResult, background: Background) -> Section | None
 
 
 def _not_searched(result: BuildResult, background: Background) -> Iterator[Block]:
-    """How to find the nodes of failures that nobody has searched for."""
+    """The command for each failure that was not searched for yet."""
     failed = [
         e.id for e in result.engines
         if e.verdict in FAILED and "build" in e.keys and not (e.accuracy and e.accuracy.decoder)

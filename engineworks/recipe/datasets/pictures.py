@@ -44,13 +44,7 @@ def plan_images(
     names = image_names(folder)
     count = counted(folder.name, len(names), samples, specs)
     used = [names[i * len(names) // count] for i in range(count)]
-    config = processor / PROCESSOR_FILE
-    if not config.is_file():
-        raise SamplesError(
-            f"'{processor.name}' holds no {PROCESSOR_FILE}",
-            hint="its processor's save_pretrained writes it",
-            key="processor",
-        )
+    config = _config(processor)
     params: dict[str, Any] = {
         "kind": "images", "name": folder.name, "specs": [spec.to_json()], "total": len(names), "count": count,
     }  # fmt: skip
@@ -68,16 +62,18 @@ def plan_images(
     preparation = Preparation(params, files, places, ("numpy", "pillow", "transformers"), tree)
     arrays = {spec.name: spec.name}
     return SampleFile(
-        folder,
-        tuple(specs),
-        arrays,
-        LABELS if labels else None,
-        count,
-        count,
-        None,
-        preparation,
+        folder, tuple(specs), arrays, LABELS if labels else None, count, count, None, preparation,
         slices=SLICES if slices else None,
-    )
+    )  # fmt: skip
+
+
+def _config(processor: Path) -> Path:
+    """The processor's config. Raises `SamplesError` if there is none."""
+    config = processor / PROCESSOR_FILE
+    if not config.is_file():
+        hint = "its processor's save_pretrained writes it"
+        raise SamplesError(f"'{processor.name}' holds no {PROCESSOR_FILE}", hint=hint, key="processor")
+    return config
 
 
 def image_names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ LABELS = "labels"
 """Name of the label array among the prepared arrays."""
 
 PYTHON_SLICES = "python:"
-"""How a function that names slices is told from an array or a column: 'python:module:function'."""
+"""Begins the name of a function that names slices, as in 'python:module:function'; others name an array or column."""
 
 SLICES = "slices"
 """Name of the array of slice names among the prepared arrays."""

@@ -54,14 +54,7 @@ def plan_text(
     tokenizer: its folder. model: the model's folder, whose config may name the classes. names: input → the tokenizer's
     name for it, if they differ. profiles: dimension → (min, opt, max) by profile.
     """
-    present, total = look_at(path)
-    for key, column in [
-        *(("columns", c) for c in columns),
-        *((k, c) for k, c in (("labels", label), ("slices", slices)) if c),
-    ]:
-        if column not in present:
-            hint = did_you_mean(column, present) if present else "the file holds no rows"
-            raise SamplesError(f"{path.name}: has no column '{column}'", hint=hint, key=key)
+    total = _rows(path, columns, label, slices)
     count = counted(path.name, total, samples, specs)
     files = tokenizer_files(tokenizer)
     dim, batch = sequence_dim(specs), batch_dim(specs)
@@ -83,16 +76,20 @@ def plan_text(
     arrays = {spec.name: spec.name for spec in specs}
     ragged = None if constant else Ragged(str(dim), ranges)
     return SampleFile(
-        path,
-        tuple(specs),
-        arrays,
-        LABELS if label else None,
-        count,
-        count,
-        ragged,
-        preparation,
+        path, tuple(specs), arrays, LABELS if label else None, count, count, ragged, preparation,
         slices=SLICES if slices else None,
-    )
+    )  # fmt: skip
+
+
+def _rows(path: Path, columns: Sequence[str], label: str | None, slices: str | None) -> int:
+    """How many rows the file has. Raises `SamplesError` for a column that it lacks."""
+    present, total = look_at(path)
+    named = [("columns", column) for column in columns] + [("labels", label), ("slices", slices)]
+    for key, column in named:
+        if column and column not in present:
+            hint = did_you_mean(column, present) if present else "the file holds no rows"
+            raise SamplesError(f"{path.name}: has no column '{column}'", hint=hint, key=key)
+    return total
 
 
 def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSpec]) -> int:

@@ -2,7 +2,7 @@
 
 What a cut-out part reads from outside becomes an input, fed with the reference's value. Its shape is fixed, or dynamic
 where the reference has the same tensor in another shape. Nodes that depend on constants alone (a weight's
-DequantizeLinear) go with whoever reads them, so that a builder still sees a weight.
+DequantizeLinear) go with the nodes that read them, so that a builder still sees a weight.
 """
 
 from __future__ import annotations

@@ -37,11 +37,12 @@ class Chosen:
 @dataclass(frozen=True)
 class EngineNight:
     """The outcome of an engine: `status` is its verdict, or refused or lost; `message` is the reason unless it
-    passed."""
+    passed, and `check` the name of the check that gave it."""
 
     id: str
     status: str
     message: str = ""
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def choose_recipes(
 
 def night_of_result(verdicts: Mapping[str, Any], file: str, status: RecipeStatus) -> RecipeNight:
     """Return every engine's outcome in a build's result (as JSON)."""
-    engines = [EngineNight(e["id"], _status(e), _message(e)) for e in verdicts["engines"]]
+    engines = [
+        EngineNight(e["id"], _status(e), _message(e), _failed_check(e).get("name", "")) for e in verdicts["engines"]
+    ]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
     return RecipeNight(verdicts["recipe"], file, status, tuple(engines), verdicts=verdicts)
 
@@ -115,8 +118,8 @@ def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
 def causes_of(recipes: Iterable[RecipeNight]) -> list[str]:
     """Return one line for each reason of failures, the one of most engines first, with its likely cause.
 
-    Engines that fail for one reason are one line, and so are those of a recipe whose fp32 engine fails: a broken data
-    set that fails twelve engines, each with a number of its own, is one line.
+    Engines that fail for one reason are one line. So are those of a recipe that fail the check which every fp32 engine
+    fails: a broken data set that fails twelve engines, each with a number of its own, is one line.
     """
     by_reason: dict[tuple[str, str], list[str]] = {}
     for recipe in recipes:
@@ -134,15 +137,24 @@ def _reasons(recipe: RecipeNight) -> Iterator[tuple[tuple[str, str], str]]:
     bad = [e for e in recipe.engines if recipe.message or e.status not in GOOD]
     if not bad and recipe.message:
         yield (recipe.status, recipe.message), recipe.recipe
-    plain = next((e for e in bad if e.status == "fail" and _precision(e.id) == "fp32"), None)
+    plain = _failed_by_all_fp32(recipe.engines)
     warned = _calibration_warning(recipe.verdicts or {})
     for engine in sorted(bad, key=lambda e: e is not plain):
-        if plain is not None and engine.status == "fail":
+        if plain is not None and (engine.status, engine.check) == ("fail", plain.check):
             reason = f"{plain.message} Likely cause: the evaluation data or the model, for fp32 fails too."
         else:
             quantized = engine.status == "fail" and _precision(engine.id) not in ("fp32", "fp16", "bf16")
             reason = f"{engine.message} Likely cause: {warned}." if quantized and warned else engine.message
         yield (engine.status, reason), engine.id
+
+
+def _failed_by_all_fp32(engines: Sequence[EngineNight]) -> EngineNight | None:
+    """An fp32 engine, where all that were judged fail one accuracy check that an engine of another precision fails."""
+    judged = [e for e in engines if _precision(e.id) == "fp32" and e.status not in ("unmeasured", "refused")]
+    failed = {(e.status, e.check) for e in judged}
+    ((status, check),) = failed if len(failed) == 1 else {("", "")}
+    others = any((e.status, e.check) == (status, check) for e in engines if _precision(e.id) != "fp32")
+    return judged[0] if status == "fail" and check.startswith(("metric", "cosine")) and others else None
 
 
 def _precision(engine: str) -> str:
@@ -188,7 +200,11 @@ def _status(engine: Mapping[str, Any]) -> str:
 def _message(engine: Mapping[str, Any]) -> str:
     if engine["error"]:
         return str(engine["error"])
-    return next((c["sentence"] for c in engine["checks"] if c["verdict"] != "pass"), "")
+    return str(_failed_check(engine).get("sentence", ""))
+
+
+def _failed_check(engine: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((c for c in engine["checks"] if c["verdict"] != "pass"), {})
 
 
 def _counted(noun: str, statuses: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""An engine in a process of its own, which is told when to run: engines of two environments are timed interleaved.
+"""An engine in a process of its own that runs on request, so that engines of two environments are timed interleaved.
 
 Reads one JSON object a line: first the payload, then orders ({"do": "load"}, {"do": "time", shape, runs}, {"do":
 "close"}, {"do": "sample"}). Answers each with a line: {} or what was asked for, or {"error": message}.

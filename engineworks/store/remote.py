@@ -138,7 +138,7 @@ class RemoteStore:
             try:
                 self._service.call("pipe_file", place, text, **condition)
             except FileExistsError:
-                if attempt and self.manifest(key) is None:  # a damaged one, which nobody can use, is in the way
+                if attempt and self.manifest(key) is None:  # a damaged one is in the way
                     self._service.call("rm_file", place)
                     continue
             except StoreError as error:

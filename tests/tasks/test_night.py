@@ -90,12 +90,13 @@ def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
     assert words == "3 recipes (1 built, 1 lost, 1 refused), 5 engines (2 lost, 1 pass, 1 fail, 1 refused)"
 
 
-def failed(*sentences: tuple[str, str], warnings: tuple[str, ...] = ()) -> RecipeNight:
+def failed(*sentences: tuple[str, str], warnings: tuple[str, ...] = (), slow: str = "") -> RecipeNight:
     """A built recipe whose engines fail. sentences: precision/target, and the failing check's sentence."""
     engines = [
         {"id": f"tiny/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
-         "checks": [{"verdict": "fail" if text else "pass", "sentence": text}]}
+         "checks": [{"name": check, "verdict": "fail" if text else "pass", "sentence": text}]}
         for engine, text in sentences
+        for check in ["latency" if engine == slow else "metric"]
     ]  # fmt: skip
     calibration = [{"step": "calibrate", "warnings": list(warnings)}]
     result = {"recipe": "tiny", "engines": engines, "refused": [], "calibration": calibration}
@@ -109,6 +110,12 @@ def test_a_broken_data_set_is_one_line_though_every_engine_has_a_number_of_its_o
         "tiny/fp32/a and 11 more: fail · top1 is 0.1, limit 0.9. "
         "Likely cause: the evaluation data or the model, for fp32 fails too."
     )
+
+
+def test_an_fp32_engine_that_fails_otherwise_or_on_one_target_alone_is_no_cause() -> None:
+    lines = ["tiny/fp32/a: fail · a.", "tiny/int8/a: fail · b."]
+    assert causes_of([failed(("fp32/a", "a."), ("fp32/b", ""), ("int8/a", "b."))]) == lines
+    assert causes_of([failed(("fp32/a", "a."), ("int8/a", "b."), slow="fp32/a")]) == lines
 
 
 def test_quantized_engines_that_fail_alone_name_the_warning_of_their_calibration() -> None:

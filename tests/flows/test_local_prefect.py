@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import StepError
+from engineworks.report.results_text import _print_pages
+from engineworks.settings import Settings
 from flows import local_prefect_server
 from flows.local_prefect import LocalPrefect, prefect_api
 from flows.local_prefect_child import ServerChild
@@ -289,9 +291,12 @@ def test_three_hundred_task_runs_of_each_of_three_builds_at_once(home: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_hint_opens_the_pages(home: Path) -> None:
+def test_the_hint_opens_the_pages(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_build(home, tasks=2).communicate(timeout=LIMIT_S)[1] == ""
-    command = LocalPrefect(home).pages_hint().removeprefix("Prefect's pages: ").split(",")[0]
+    _print_pages(Settings(home.parent, str(home.parent / "store")))
+    command = (
+        capsys.readouterr().out.replace("\n", " ").partition("Prefect's pages (http://127.0.0.1:4200): ")[2].strip()
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -251,7 +251,7 @@ def engine_result(
     comparison = against.read(ChampionComparison) if against else None
     served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
     sidecar = built.read(Sidecar).to_json() if built else {}
-    verdict = _judge(plan, engine, accuracy, latency, comparison, served)
+    verdict = _evaluate(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -303,7 +303,7 @@ def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
 
 
-def _judge(
+def _evaluate(
     plan: Plan,
     engine: PlannedEngine,
     accuracy: Accuracy | None,

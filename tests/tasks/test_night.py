@@ -22,9 +22,9 @@ RESULT = {
     "engines": [
         {"id": "tiny/fp32/cpu", "verdict": "pass", "waived": [], "error": None, "checks": []},
         {"id": "tiny/int8/cpu", "verdict": "fail", "waived": [], "error": None,
-         "checks": [{"verdict": "pass", "sentence": "fine"}, {"verdict": "fail", "sentence": "cosine 0.5"}]},
+         "checks": [{"verdict": "pass", "message": "fine"}, {"verdict": "fail", "sentence": "cosine 0.5"}]},
     ],
-    "refused": [{"id": "tiny/fp8/rtx20", "sentence": "rtx20 has no fp8"}],
+    "refused": [{"id": "tiny/fp8/rtx20", "message": "rtx20 has no fp8"}],
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def failed(*sentences: tuple[str, str], warnings: tuple[str, ...] = (), slow: st
     """A built recipe whose engines fail. sentences: precision/target, and the failing check's sentence."""
     engines = [
         {"id": f"tiny/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
-         "checks": [{"name": check, "verdict": "fail" if text else "pass", "sentence": text}]}
+         "checks": [{"name": check, "verdict": "fail" if text else "pass", "message": text}]}
         for engine, text in sentences
         for check in ["latency" if engine == slow else "metric"]
     ]  # fmt: skip

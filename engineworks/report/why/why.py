@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.gates.gates import message_of
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.plan.kinds import STEP_KINDS, StepName
 
@@ -193,9 +194,7 @@ def _check_effects(before: Side, after: Side) -> Iterator[Effect]:
     for name in dict.fromkeys((*old, *new)):
         verdicts = [c[name]["verdict"] if name in c else "not checked" for c in (old, new)]
         if verdicts[0] != verdicts[1]:
-            yield Effect(
-                f"check {name}", verdicts[0], verdicts[1], new.get(name, old.get(name, {})).get("sentence", "")
-            )
+            yield Effect(f"check {name}", verdicts[0], verdicts[1], message_of(new.get(name, old.get(name, {}))))
 
 
 def _metric_effects(old: Accuracy | None, new: Accuracy | None) -> Iterator[Effect]:

@@ -48,7 +48,8 @@ class Said:
 def in_a_shell(folder: Path, *words: str) -> Said:
     """Run the program as it is installed; it ends with exit code 0."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ENGINEWORKS_", "MLFLOW_", "PREFECT_"))}
-    given = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "true"}
+    own = {"TMPDIR": str(folder.parent)}  # and so a lock for measuring of its own
+    given = {**kept, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "true"}
     done = subprocess.run([PROGRAM, *words], cwd=folder, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return Said(done.stdout, done.stderr)

@@ -197,6 +197,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
         read_texts(folder / "text.txt", folder, params | {"vocabulary": 16})
 
 
+def test_a_token_beyond_the_vocabulary_is_refused_in_a_text_that_is_not_compared_too(folder):
+    """The text that fills the context is made of all."""
+    params = dict(load(folder).files.evaluation.preparation.params) | {"samples": 1}
+    plain = (folder / "text.txt").read_text()
+    (known,) = read_texts(folder / "text.txt", folder, params).texts
+    (folder / "rare.txt").write_text(plain * 4 + " Contributor WARRANTIES {}~")
+    with pytest.raises(SamplesError, match=f"the model's vocabulary has {max(known) + 1}"):
+        read_texts(folder / "rare.txt", folder, params | {"vocabulary": max(known) + 1})
+
+
 def test_the_same_recipe_has_no_step_to_run_again(folder):
     store = Store(folder / "store")
     first = plan_recipe(load(folder), store, FileDigests(None))

@@ -109,7 +109,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
-        3, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        4, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(

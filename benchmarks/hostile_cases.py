@@ -683,7 +683,7 @@ def manifest(folder: Path, dice: random.Random) -> Attempts:
 @cache
 def _passports() -> Path:
     """An engine with its passport, and a package, made by hand once per process."""
-    from engineworks.engines.passport import VERSION
+    from engineworks.engines.engine_files import PASSPORT_VERSION
     from engineworks.host.file_digests import digest_file
 
     folder = Path(tempfile.mkdtemp(prefix="engineworks-hostile-"))
@@ -692,7 +692,7 @@ def _passports() -> Path:
     engine.write_bytes(b"engine" * 100)
     facts = {"bytes": 600, "sha256": digest_file(engine)}
     body = {
-        "passport": VERSION,
+        "passport": PASSPORT_VERSION,
         "engine": {
             "id": "tiny/fp32/cpu", "precision": "fp32", "sha256": facts["sha256"], "files": {"engine.onnx": facts},
             "target": {"name": "cpu", "backend": "onnxruntime", "compute_capability": [], "options": {}},

@@ -13,11 +13,18 @@ from engineworks.engines.verified import verified_engine
 from engineworks.errors import RunError
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.decoder.situations import tolerance
 from engineworks.measure.gates.gates import evaluate_gates
+from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.datasets.preparation import find_made
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
+from engineworks.steps.decoder.lowered_reference import _moved
+from engineworks.steps.decoder.made_feeds import prompt_feeds, read_decoder
+from engineworks.steps.decoder.texts import read_texts, situation_texts
 from engineworks.steps.job import main
+from engineworks.steps.timed_engine import TimedEngine
 from engineworks.store.store import Store
 
 RECIPE = Path("recipes/tiny-decoder.yaml")
@@ -59,6 +66,18 @@ def test_the_tolerance_comes_from_the_lowered_model(made, report):
     assert lowered["moved"] == report.decoder.moved
 
 
+def test_activations_in_int8_move_the_lowered_model_by_more(made):
+    """Of w4a8 the tolerance is four times what rounding activations to int8 moves: an int4 model's logits are exact."""
+    lowered = made["tiny-decoder/int4_weights/lower"]
+    interface, texts = read_decoder(lowered), read_texts(find_made(made["tiny-decoder/prepare-evaluation"]))
+    feeds = prompt_feeds(interface, situation_texts(texts, interface.context))
+    moved = _moved(lowered / MODEL_FILE, interface, feeds, int8_activations=True)
+    assert moved is not None
+    assert 0.003 < moved < 0.1
+    assert tolerance("w4a8", moved) == pytest.approx(4 * moved)
+    assert tolerance("w4a8", None) == 0.05
+
+
 def test_int4_weights_cost_perplexity(report):
     metric = report.metric
     assert metric.reference < metric.engine
@@ -94,3 +113,19 @@ def test_the_reference_needs_no_cache(made):
     with np.load(made["tiny-decoder/reference"] / "reference.npz") as reference:
         assert reference["prompt0/tokens"].shape[0] == reference["prompt0/candidates"].shape[0] > 8
         assert (reference["prompt0/candidates"][:, 0] == reference["prompt0/tokens"]).all()
+
+
+def test_an_engine_of_two_environments_is_timed_step_by_step(made):
+    """What `rehearse` does with each side's engine, in a process of its own."""
+    plan = plan_recipe(load_recipe(RECIPE), Store(Path("none")), FileDigests(None), only="*/int4_weights/cpu")
+    (measure,) = (step for step in plan.steps.values() if step.kind == "measure")
+    evaluation = find_made(made["tiny-decoder/prepare-evaluation"])
+    assert evaluation is not None
+    folder = made["tiny-decoder/int4_weights/cpu/build"]
+    engine = TimedEngine({"folder": str(folder), "params": measure.params, "evaluation": [str(evaluation)]})
+    engine.follow({"do": "load"})
+    for shape in ("chat", "busy"):
+        times = engine.follow({"do": "time", "shape": shape, "runs": 40})["ms"]  # more than a shape's new tokens
+        assert len(times) == 40
+        assert min(times) > 0
+    assert engine.follow({"do": "close"}) == {}

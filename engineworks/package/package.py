@@ -57,7 +57,7 @@ PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
 
 CONTAINER = ("onnxruntime", "python", "tensorrt")
-"""Backends of NVIDIA's Triton container, for packages that are made without a server at hand."""
+"""Backends of NVIDIA's Triton container, for packages that are made where no server was found."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Explanation:
-    """anew: steps whose keys differ. complete: whether both sides recorded the documents of all steps."""
+    """rebuilt: steps whose keys differ. complete: whether both sides recorded the documents of all steps."""
 
     before: Side
     after: Side
@@ -86,7 +86,7 @@ class Explanation:
             "after": {"engine": self.after.engine, "run": self.after.run, "verdict": self.after.verdict},
             "differences": [d.to_json() for d in self.differences],
             "effects": [e.to_json() for e in self.effects],
-            "steps_anew": list(self.rebuilt),
+            "rebuilt": list(self.rebuilt),
             "complete": self.complete,
         }
 

@@ -281,7 +281,14 @@ def test_auto_tries_what_decoders_have_and_knows_weights_in_int8_as_slow_where_n
     assert "int8" not in dropped
 
 
-@pytest.mark.parametrize("command", [["blame", "tiny/fp32/cpu", "--recipe", "tiny.yaml"], ["limits", "tiny.yaml"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["blame", "tiny/fp32/cpu", "--recipe", "tiny.yaml"],
+        ["limits", "tiny.yaml"],
+        ["sensitivity", "tiny.yaml", "--precision", "int8"],
+    ],
+)
 def test_commands_that_do_not_know_decoders_say_so(folder, command, capsys):
     load(folder)
     assert run_command(command) == EXIT_BAD_INPUT

@@ -24,7 +24,7 @@ RESULT = {
     "engines": [
         {"id": "tiny/fp32/cpu", "verdict": "pass", "waived": [], "error": None, "checks": []},
         {"id": "tiny/int8/cpu", "verdict": "fail", "waived": [], "error": None,
-         "checks": [{"verdict": "pass", "message": "fine"}, {"verdict": "fail", "sentence": "cosine 0.5"}]},
+         "checks": [{"verdict": "pass", "message": "fine"}, {"verdict": "fail", "message": "cosine 0.5"}]},
     ],
     "refused": [{"id": "tiny/fp8/rtx20", "message": "rtx20 has no fp8"}],
 }  # fmt: skip

@@ -21,7 +21,7 @@ from engineworks.errors import StepError
 from engineworks.report.results_text import _print_pages
 from engineworks.settings import Settings
 from flows import local_prefect_server
-from flows.local_prefect import LocalPrefect, prefect_api
+from flows.local_prefect import LocalPrefect, check_answers
 from flows.local_prefect_child import ServerChild
 
 ROOT = Path(__file__).parents[2]
@@ -200,12 +200,13 @@ def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: 
         assert states.fetchall() == [("Completed",)]
 
 
-def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_the_users_own_that_does_not_answer_is_named() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
-    monkeypatch.setenv("PREFECT_API_URL", url)
-    with prefect_api(home) as api, pytest.raises(StepError) as error:
-        api.wait_ready()
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(StepError) as error:
+        check_answers(url)
     assert error.value.message.startswith(f"no Prefect API answers at PREFECT_API_URL={url}")
 
 

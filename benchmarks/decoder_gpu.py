@@ -238,16 +238,13 @@ def recorded_measurements(engine: str) -> dict[str, Any]:
 
 def timed_steps(engine: str) -> dict[str, Any]:
     """Return, by streams, ms of a step with all parts and with those of one stream alone, and a step's kernels."""
-    from dataclasses import replace
-
-    from engineworks.engines.decoder.open import open_decoder, parts_of
+    from engineworks.engines.decoder.open import one_by_one, open_decoder
     from engineworks.engines.verified import verified_engine
 
     found: dict[str, Any] = {}
     with verified_engine(artifact(engine, "build")) as opened:
         decoder = opened.sidecar["decoder"]
-        single = [p.to_json() for p in parts_of(opened.sidecar) if p.batch == 1]
-        alone = replace(opened, sidecar={**opened.sidecar, "decoder": {**decoder, "parts": single}}) if single else None
+        alone = one_by_one(opened)
         for streams in decoder["streams"]:
             for name, given in (("together", opened), ("alone", alone)):
                 if given is None or (name == "alone" and streams == 1):

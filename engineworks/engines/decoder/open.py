@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def open_onnx_decoder(
         raise RunError(f"{model}: ONNX Runtime {what_failed(error, model)}", log=str(error)) from None
     kind = OrtInPlaceDecoder if interface.form == "in_place" else OrtGrowingDecoder
     return kind(session, interface, streams)
+
+
+def one_by_one(engine: VerifiedEngine) -> VerifiedEngine | None:
+    """Return the engine without the parts that step several streams; None where it has none of these."""
+    parts = parts_of(engine.sidecar)
+    single = [part.to_json() for part in parts if part.batch == 1]
+    if len(single) == len(parts):
+        return None
+    return replace(engine, sidecar={**engine.sidecar, "decoder": {**engine.sidecar["decoder"], "parts": single}})
 
 
 def parts_of(sidecar: Mapping[str, Any]) -> list[Part]:

@@ -25,7 +25,7 @@ from datetime import date
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow.pyfunc
 import numpy as np
@@ -163,8 +163,8 @@ def first_runs(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     """Milliseconds of the first and the second run of every batch size by a new session, by way of making kernels."""
     target, result = {**served.engine.passport.body["engine"]["target"]}, dict[str, Any]()
     row, sizes = served.single[0].feeds, padded_sizes(max(1, served.most))
-    ways = ("lazy", "eager", "none") if served.engine.passport.target.backend == "tensorrt_rtx" else ("lazy",)
-    for way in ways:
+    ways: tuple[Literal["lazy", "eager", "none"], ...] = ("lazy", "eager", "none")
+    for way in ways if served.engine.passport.target.backend == "tensorrt_rtx" else ways[:1]:
         session = load_engine(served.engine.folder, target, serving=Serving(kernels=way))
         times: dict[int, list[float]] = {size: [] for size in sizes}
         for _, size in product(range(2), sizes):

@@ -181,19 +181,20 @@ def timed_steps(engine: str) -> dict[str, Any]:
     """Return, by streams, ms of a step with all parts and with those of one stream alone, and a step's kernels."""
     from dataclasses import replace
 
-    from engineworks.engines.decoder.open import open_decoder, parts_of
+    from engineworks.engines.decoder.open import open_decoder
     from engineworks.engines.verified import verified_engine
 
     found: dict[str, Any] = {}
     with verified_engine(artifact(engine, "build")) as opened:
-        decoder = opened.sidecar["decoder"]
-        single = [p.to_json() for p in parts_of(opened.sidecar) if p.batch == 1]
-        alone = replace(opened, sidecar={**opened.sidecar, "decoder": {**decoder, "parts": single}}) if single else None
-        for streams in decoder["streams"]:
+        decoder = opened.sidecar.decoder
+        assert decoder is not None
+        single = replace(decoder, parts=tuple(part for part in decoder.parts if part.batch == 1))
+        alone = replace(opened, sidecar=replace(opened.sidecar, decoder=single)) if single.parts else None
+        for streams in decoder.streams:
             for name, given in (("together", opened), ("alone", alone)):
                 if given is None or (name == "alone" and streams == 1):
                     continue
-                session = open_decoder(given, given.sidecar["target"], streams)
+                session = open_decoder(given, given.sidecar.target, streams)
                 try:
                     made = {"step_ms": _step_ms(session), "notes": list(session.notes)}
                     if name == "together":

@@ -10,7 +10,6 @@ from engineworks.engines.backends import backend
 from engineworks.engines.backends import onnxruntime as cpu
 from engineworks.engines.backends.base import PartsRunner, Serving
 from engineworks.engines.decoder.base import DecoderSession
-from engineworks.engines.decoder.parts import Part
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
@@ -25,15 +24,15 @@ def open_decoder(
     """Load a verified decoder for so many streams. cache: a folder with data of this engine on this device that makes
     the next load faster. Raises `RunError` where this host cannot run it."""
     runner_of(target)
-    interface = DecoderInterface.from_json(engine.sidecar["decoder"]["interface"])
-    parts = parts_of(engine.sidecar)
-    if parts:
+    decoder = engine.sidecar.decoder
+    assert decoder is not None  # only a decoder gets here
+    if decoder.parts:
         run, folder = backend(target["backend"]), engine.path.parent
         assert isinstance(run, PartsRunner)  # it built them
         with named(folder, engine.source.parent):
-            return run.open_parts(folder, parts, interface, streams, serving=serving, cache=cache)
+            return run.open_parts(folder, decoder.parts, decoder.interface, streams, serving=serving, cache=cache)
     with named(engine.path, engine.source):
-        return open_onnx_decoder(engine.path, interface, streams, target["options"])
+        return open_onnx_decoder(engine.path, decoder.interface, streams, target["options"])
 
 
 def open_onnx_decoder(
@@ -51,8 +50,3 @@ def open_onnx_decoder(
         raise RunError(f"{model}: ONNX Runtime {what_failed(error, model)}", log=str(error)) from None
     kind = OrtInPlaceDecoder if interface.form == "in_place" else OrtGrowingDecoder
     return kind(session, interface, streams)
-
-
-def parts_of(sidecar: Mapping[str, Any]) -> list[Part]:
-    """Return the engines inside the artifact; none where one engine takes every shape."""
-    return [Part.from_json(value) for value in sidecar["decoder"].get("parts", ())]

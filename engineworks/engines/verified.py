@@ -143,6 +143,11 @@ def _chunks(source: Path) -> Iterator[bytes]:
 def _stored_digests(folder: Path) -> Mapping[str, str] | None:
     """Return sha256 by file, as the store's manifest in the folder says; None without one. Raises `TrustError`."""
     if not os.path.lexists(folder / MANIFEST):
+        if not os.path.lexists(folder / SIDECAR_FILE):
+            raise TrustError(
+                f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be",
+                hint="fetch the engine's whole folder again from where it was built",
+            )
         return None
     artifact = read_manifest(folder)
     if artifact is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.measure.gates.gates import ACCURACY_CHECKS
+from engineworks.measure.ladder.estimate import DECODER_TIMES
 from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose
 
 if TYPE_CHECKING:
@@ -33,15 +34,20 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
                 inaccurate.setdefault(candidate.precision, f"failed on {target}: {candidate.why}")
             if candidate.verdict == "pass":
                 passed.setdefault(candidate.precision, target)
-    shape = next(iter(plan.loaded.recipe.performance.at), "")
     return tuple(
         choose(
-            LadderTarget(t.name, t.target.compute_capability, backend(t.target.backend).TRAITS.relative_times),
-            candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed,
+            LadderTarget(t.name, t.target.compute_capability, _relative_times(plan, t)),
+            candidates[t.name], shape=next(iter(plan.loaded.of(t).recipe.performance.at), ""),
+            recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed,
         )
         for t in plan.loaded.targets
         if any(r.verdict != "not tried" for r in candidates[t.name])
     )  # fmt: skip
+
+
+def _relative_times(plan: Plan, target: NamedTarget) -> Mapping[str, float]:
+    backends_own = backend(target.target.backend).TRAITS.relative_times
+    return backends_own or (DECODER_TIMES if plan.loaded.recipe.model.decoder else {})
 
 
 def _candidates(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:

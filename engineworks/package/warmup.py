@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from engineworks.engines.backends._feeds import narrowed_feeds
+from engineworks.package.python_model import padded_sizes
 from engineworks.package.triton import WarmUp
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.package_settings import PackageSettings
@@ -18,12 +21,14 @@ FOLDER = "warmup"
 
 
 def write_warm_ups(
-    settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec], *, on_gpu: bool
-) -> list[WarmUp]:
+    settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec], *, on_gpu: bool,
+    pads: bool = False,
+) -> list[WarmUp]:  # fmt: skip
     """Write the samples into the model's directory, in the dtypes of the engine's inputs.
 
     on_gpu: at every named shape, for which kernels are compiled or graphs captured. A CPU gets the smallest alone: its
-    first run of a shape takes as long as the next, and a large batch would only keep the model from being ready.
+    first run of a shape takes as long as the next, and a large batch would only keep the model from being ready. pads:
+    the model pads batches to `padded_sizes`, which are run once each too.
 
     With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
     is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.
@@ -32,7 +37,7 @@ def write_warm_ups(
     shapes = dict(settings.shapes)
     if shapes and not on_gpu:
         shapes = dict([min(shapes.items(), key=lambda named: math.prod(named[1].values()))])
-    warm_ups = []
+    warm_ups = list[WarmUp]()
     for name, dims in shapes.items() if count else ():
         batch, sample_dims = _one_sample(specs, dims) if max_batch else (1, dims)
         feeds = narrowed_feeds(inputs, feeds_at(specs, samples, sample_dims))
@@ -43,7 +48,16 @@ def write_warm_ups(
             (folder / FOLDER / files[tensor]).write_bytes(array.tobytes())
         per_sample = {tensor: a.shape[1:] if max_batch else a.shape for tensor, a in feeds.items()}
         warm_ups.append(WarmUp(name, min(batch, max_batch) if max_batch else 1, count, per_sample, files))
-    return warm_ups
+    return [*warm_ups, *_padded(warm_ups, max_batch)] if pads and max_batch else warm_ups
+
+
+def _padded(named: Sequence[WarmUp], max_batch: int) -> Iterator[WarmUp]:
+    """Yield every size to which a batch is padded, at every shape of a sample, that is not among the named ones."""
+    done = {(*warm_up.shapes.values(), warm_up.batch) for warm_up in named}
+    for warm_up, size in product(named, padded_sizes(max_batch)):
+        if (shape := (*warm_up.shapes.values(), size)) not in done:
+            done.add(shape)
+            yield replace(warm_up, name=f"{warm_up.name}-{size}", batch=size, count=1)
 
 
 def _one_sample(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:

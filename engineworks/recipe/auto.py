@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engineworks.recipe.decoder import DECODER_PRECISIONS
 from engineworks.recipe.recipe import AUTO, CALIBRATED, PRECISIONS, TRIED_BY_AUTO, Limits, Recipe
 
 DEFAULT_COSINES: Mapping[str, float] = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
@@ -37,10 +38,11 @@ def expand(recipe: Recipe) -> tuple[Recipe, Auto | None]:
     if AUTO not in recipe.precisions:
         return recipe, None
     blind = recipe.data.calibration is None
+    decoder = recipe.model.decoder is not None
     untried: dict[str, str] = {
-        p: "it needs calibration data, and data.calibration names none" for p in CALIBRATED if blind
+        p: "it needs calibration data, and data.calibration names none" for p in CALIBRATED if blind and not decoder
     }
-    plain: tuple[str, ...] = tuple(p for p in TRIED_BY_AUTO if p not in untried)
+    plain: tuple[str, ...] = tuple(p for p in (DECODER_PRECISIONS if decoder else TRIED_BY_AUTO) if p not in untried)
     tried = plain + tuple(p for p in recipe.precisions if p != AUTO and p not in plain)
     known: Mapping[str, Limits] = recipe.accuracy.limits
     missing = [p for p in plain if p not in known or not known[p].model_fields_set]

@@ -172,11 +172,10 @@ def _contexts(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 def _precisions(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for index, precision in enumerate(recipe.precisions):
-        if precision not in DECODER_PRECISIONS:
+        if precision not in (*DECODER_PRECISIONS, AUTO):
             what = "mixtures are" if precision in recipe.mixtures else f"'{precision}' is"
             place = node.at(("precisions", index)).place
-            others = "'auto' is" if precision == AUTO else what
-            yield Problem(place, f"{others} not for decoders yet", f"use {', '.join(DECODER_PRECISIONS)}")
+            yield Problem(place, f"{what} not for decoders yet", f"use {', '.join(DECODER_PRECISIONS)}, or auto")
 
 
 def _data(recipe: Recipe, node: Node) -> Iterator[Problem]:

@@ -7,8 +7,21 @@ from collections.abc import Iterator, Sequence
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.decoder.report import Continuation
 from engineworks.measure.decoder.texts import greedy_agreement
+from engineworks.measure.ladder.ladder import FIDELITY, TIE
 from engineworks.measure.latency_report import SweepMeasurement
-from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, blocks_of, engine_cell, number, table
+from engineworks.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fold,
+    Plot,
+    Section,
+    Text,
+    blocks_of,
+    engine_cell,
+    number,
+    table,
+)
 from engineworks.report.plots import Curve, sweep_plot
 from engineworks.report.values import dims_text, shapes_of
 
@@ -22,7 +35,9 @@ def decoder_section(result: BuildResult, *, plots: bool) -> Section | None:
     measured = [e for e in result.engines if any(s.first_token_ms is not None for s in shapes_of(e).values())]
     most = max((len(_prompts(e)) for e in engines), default=0)
     swept = [_swept(engine, plots) for engine in measured if engine.latency and engine.latency.sweep]
-    blocks = blocks_of(_speed(measured), swept, _agreement(engines), [_prompt(engines, n) for n in range(most)])
+    blocks = blocks_of(
+        _speed(measured), _not_faster(measured), swept, _agreement(engines), [_prompt(engines, n) for n in range(most)]
+    )
     return Section("generation", "Generated text", blocks, brief="Text") if blocks else None
 
 
@@ -46,6 +61,22 @@ def _speed(measured: list[EngineResult]) -> Block | None:
         for engine in measured for name, shape in shapes_of(engine).items()
     ]  # fmt: skip
     return table(columns, rows, title="speed and memory")
+
+
+def _not_faster(measured: list[EngineResult]) -> Iterator[Text]:
+    """A sentence for each engine that is not faster than one of its target in a more faithful precision."""
+    for engine in measured:
+        _, precision, target = engine.id.split("/")
+        better = FIDELITY[: FIDELITY.index(precision)]
+        rivals = [e for e in measured if e.id.split("/")[1] in better and e.id.split("/")[2] == target]
+        for name, shape in list(shapes_of(engine).items())[:1]:
+            times = {e.id: shapes_of(e)[name].latency_ms_p50 for e in rivals if name in shapes_of(e)}
+            fastest = min(times, key=lambda rival: times[rival], default="")
+            if fastest and shape.latency_ms_p50 * (1 + TIE) >= times[fastest]:
+                yield Text(
+                    f"is not faster than {fastest}: {shape.latency_ms_p50:.3g} ms per token at {name} against "
+                    f"{times[fastest]:.3g}. Choose it for its size alone.", strong=f"{engine.id}:",
+                )  # fmt: skip
 
 
 def _swept(engine: EngineResult, plots: bool) -> Fold:

@@ -50,6 +50,7 @@ def write_identity(repository: Path, config: Mapping[str, Any], question: Questi
 
 
 def identity_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity model's configuration: the other's tensors and batch, on the CPU, without batching."""
+    """Return the identity model's configuration: the other's tensors, batch and place, without batching."""
     kept = {k: config[k] for k in ("input", "output", "max_batch_size") if k in config}
-    return {"name": NAME, "backend": "python", **kept, "instance_group": [{"kind": "KIND_CPU", "count": 1}]}
+    groups = [{**group, "count": 1} for group in config["instance_group"][:1]]
+    return {"name": NAME, "backend": "python", **kept, "instance_group": groups}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from growing_decoder import write_growing_decoder
 
+from engineworks.builds.ladders import ladders
+from engineworks.builds.results import EngineResult
 from engineworks.errors import RecipeError, SamplesError
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
@@ -41,6 +43,7 @@ CASES = {
     "a decoder from a torch factory": (("onnx: model.onnx", "torch: 'net:make'"), "a decoder cannot come from 'torch'"),
     "a decoder with a task": (("onnx: model.onnx", "huggingface: hf, task: fill-mask"), "a decoder has no 'task'"),
     "a decoder in int8": (("int4_weights]", "int8]"), "'int8' is not for decoders yet"),
+    "a mixture of a decoder": (("fp32, int4_weights]", "fp32, small]\nmixtures: {small: {int8_weights: ['*']}}"), "mixtures are not for decoders yet"),
     "a decoder without text": (("text: text.txt", "npz: text.npz"), "a decoder is evaluated on texts"),
     "a decoder with labels": (("text: text.txt", "text: text.txt, labels: y"), "a decoder's labels are the next tokens"),
     "a decoder with another metric": (("metric: perplexity", "metric: top1"), "a decoder has no metric 'top1'"),
@@ -247,3 +250,21 @@ def test_one_context_of_several_is_planned_as_if_alone(folder):
     for edits in ((TWO, SHORT), ((TWO[0], TWO[1].replace("[48, 96]", "96")), SHORT)):
         keys.append(set(plan_recipe(load(folder, *edits), store, FileDigests(None), only="*/*/cpu*").steps))
     assert keys[1] < keys[0]
+
+
+def test_auto_tries_what_decoders_have_and_knows_weights_in_int8_as_slow_where_nothing_was_measured(folder):
+    """Measured on an H200: 3.2 times fp16's step. A weight-only precision is not chosen unseen for its size."""
+    (folder / "_targets.yaml").write_text("targets: {gpu: {backend: tensorrt_rtx, compute_capability: [8.9]}}\n")
+    plan = plan_recipe(
+        load(folder, ("[fp32, int4_weights]", "auto"), ("[cpu]", "[gpu]")),
+        Store(folder / "store"), FileDigests(None),
+    )  # fmt: skip
+    engines = [EngineResult(e.id, "unmeasured", ()) for e in plan.engines]
+    (ladder,) = ladders(plan, engines, Store(folder / "store"))
+    assert [e.precision for e in plan.engines] == ["fp32", "fp16", "int8_weights", "int4_weights"]
+    dropped = {c.precision: c.dropped for c in ladder.candidates}
+    assert ladder.basis == "estimated"
+    assert "no engine of it ran here" in ladder.message
+    assert "is not faster than fp16 by estimate (estimated time 3.20" in dropped["int8_weights"]
+    assert "w4a8" in dropped
+    assert "int8" not in dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from engineworks.engines.passport import Passport, read_passport
 from engineworks.engines.signing import Trust, read_signer
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.package.package import PackagedEngine, verify_package, write_package
+from engineworks.package.python_model import padded_sizes
 from engineworks.package.triton_engines import open_packaged
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
@@ -99,13 +101,14 @@ def test_a_cpu_is_warmed_up_at_the_smallest_shape_and_a_gpu_at_every_one(built: 
     )
     samples = stored_evaluation(built.plan.loaded)
 
-    def batches(on_gpu: bool, folder: str) -> list[int]:
+    def batches(folder: str, *, on_gpu: bool, pads: bool = False) -> list[int]:
         (tmp_path / folder).mkdir()
-        warm_ups = write_warm_ups(settings, samples, tmp_path / folder, settings.specs, on_gpu=on_gpu)
+        warm_ups = write_warm_ups(settings, samples, tmp_path / folder, settings.specs, on_gpu=on_gpu, pads=pads)
         return [warm_up.batch for warm_up in warm_ups]
 
-    assert batches(True, "gpu") == [16, 1, 4]
-    assert batches(False, "cpu") == [1]
+    assert batches("gpu", on_gpu=True) == [16, 1, 4]
+    assert batches("padded", on_gpu=True, pads=True) == [16, 1, 4, 2, 8]
+    assert batches("cpu", on_gpu=False) == [1]
 
 
 def test_what_triton_loads_gives_the_engines_outputs(built: Any, tmp_path: Path) -> None:
@@ -202,11 +205,17 @@ class Tensor:
         return Tensor(name, np.from_dlpack(held))
 
 
-@pytest.mark.parametrize("sizes", [(1,), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize(("largest", "sizes"), [(1, (1,)), (16, (1, 2, 4, 8, 16)), (20, (1, 2, 4, 8, 16, 20))])
+def test_batches_are_padded_to_powers_of_two_and_to_the_largest(largest: int, sizes: tuple[int, ...]) -> None:
+    assert padded_sizes(largest) == sizes
+
+
+@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+@pytest.mark.parametrize("sizes", [(1,), (3,), (2, 1, 3)], ids=str)
 def test_the_python_model_joins_requests_and_gives_each_its_rows(
-    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], kind: str
 ) -> None:
-    """With a stand-in for Triton's module, and an engine that runs here."""
+    """With a stand-in for Triton's module, and an engine that runs here. A GPU's batches are padded."""
     from engineworks.package.python_model import TritonPythonModel
 
     triton = SimpleNamespace(
@@ -217,9 +226,15 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     (folder,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
-    config = {"max_batch_size": 16, "output": [{"name": "logits", "dims": [3]}]}
+    outputs = [{"name": "logits", "dims": [3]}]
+    config = json.dumps({"max_batch_size": 16, "output": outputs})
+    place = {"model_instance_kind": kind, "model_instance_device_id": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     model = TritonPythonModel()
-    model.initialize({"model_config": json.dumps(config), "model_repository": str(folder)})
+    model.initialize({"model_config": config, "model_repository": str(folder), **place})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("6" if kind == "GPU" else "4,6")
+    run, batches = model._session.run, list[int]()
+    monkeypatch.setattr(model._session, "run", lambda feeds: batches.append(len(feeds["image"])) or run(feeds))
     images = np.random.default_rng(0).normal(0, 1, (sum(sizes), 1, 4, 4)).astype(np.float32)
     parts = np.split(images, np.cumsum(sizes)[:-1])
     responses = model.execute([{"image": part} for part in parts])
@@ -227,6 +242,7 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     got = [response.tensors[0].array for response in responses]
     assert [len(g) for g in got] == list(sizes)
     np.testing.assert_allclose(np.concatenate(got), expected, atol=1e-5)
+    assert batches == [{1: 1, 3: 4, 6: 8}[sum(sizes)] if kind == "GPU" else sum(sizes)]
     (wrong,) = model.execute([{"image": images.astype(np.float64)}])
     assert "float64" in wrong.error
     model.finalize()

@@ -15,9 +15,11 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.datasets.preparation import find_made
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
 from engineworks.steps.job import main
+from engineworks.steps.timed_engine import TimedEngine
 from engineworks.store.store import Store
 
 RECIPE = Path("recipes/tiny-decoder.yaml")
@@ -94,3 +96,19 @@ def test_the_reference_needs_no_cache(made):
     with np.load(made["tiny-decoder/reference"] / "reference.npz") as reference:
         assert reference["prompt0/tokens"].shape[0] == reference["prompt0/candidates"].shape[0] > 8
         assert (reference["prompt0/candidates"][:, 0] == reference["prompt0/tokens"]).all()
+
+
+def test_an_engine_of_two_environments_is_timed_step_by_step(made):
+    """What `rehearse` does with each side's engine, in a process of its own."""
+    plan = plan_recipe(load_recipe(RECIPE), Store(Path("none")), FileDigests(None), only="*/int4_weights/cpu")
+    (measure,) = (step for step in plan.steps.values() if step.kind == "measure")
+    evaluation = find_made(made["tiny-decoder/prepare-evaluation"])
+    assert evaluation is not None
+    folder = made["tiny-decoder/int4_weights/cpu/build"]
+    engine = TimedEngine({"folder": str(folder), "params": measure.params, "evaluation": [str(evaluation)]})
+    engine.follow({"do": "load"})
+    for shape in ("chat", "busy"):
+        times = engine.follow({"do": "time", "shape": shape, "runs": 40})["ms"]  # more than a shape's new tokens
+        assert len(times) == 40
+        assert min(times) > 0
+    assert engine.follow({"do": "close"}) == {}

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 else:
     np = LazyModule("numpy")
 
+ROWS = 32
+"""Positions whose logits are in float64 at once."""
+
 BLOCK = 16
 LEAST_BLOCKS = 4
 
@@ -43,13 +46,20 @@ class TokenMetrics:
 
 def token_metrics(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenMetrics:
     """logits: [n, vocabulary]; tokens: [n]. Non-finite logits give a NaN in `nll`."""
+    following = np.append(tokens[1:], 0)
+    parts = [_row_metrics(logits[i : i + ROWS], following[i : i + ROWS]) for i in range(0, len(tokens), ROWS)]
+    nll, best, margin = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return TokenMetrics(nll[:-1], best, margin)
+
+
+def _row_metrics(logits: NDArray[Any], following: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64], Floats]:
     values = logits.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         top = values.max(axis=-1)
         total = top + np.log(np.exp(values - top[:, None]).sum(axis=-1))
-        nll = total[:-1] - values[np.arange(len(tokens) - 1), tokens[1:]]
+        nll = total - values[np.arange(len(values)), following]
     two = np.partition(values, -2, axis=-1)[:, -2:]
-    return TokenMetrics(nll, values.argmax(axis=-1), two[:, 1] - two[:, 0])
+    return nll, values.argmax(axis=-1), two[:, 1] - two[:, 0]
 
 
 @dataclass(frozen=True)

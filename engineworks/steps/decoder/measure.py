@@ -107,7 +107,7 @@ def measure_shape(
     their first tokens are known), tokens_per_s of all streams, prefill_tokens_per_s, and the common figures."""
     begin, at = time.monotonic(), asked["dims"]
     streams = at["streams"]
-    timed = _Timed(session, at, long)
+    timed = TimedShape(session, at, long)
     meter.reset()
     first_run_ms = timed.prompts(1).host_ms[0]
     prefill = sample_runs(timed.prompts, BRIEF)
@@ -131,7 +131,7 @@ def _positions(dims: Mapping[str, int]) -> int:
     return dims["streams"] * (dims["prompt"] + dims["new"])
 
 
-class _Timed:
+class TimedShape:
     """Times prompts and steps of all streams at one shape: `prompt` tokens each, then `new` tokens, again and again."""
 
     def __init__(self, session: PromptRunner, at: Mapping[str, int], long: Tokens) -> None:

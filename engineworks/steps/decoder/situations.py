@@ -45,10 +45,10 @@ class Situations:
         """
         steps = min(count, len(self._long) - 1)
         self._session.reset()
-        full = self._session.step({0: self._long})[0][-count:]
+        full = self._session.step({0: self._long})[0][-count:].copy()  # the rest may take half as much as the weights
         beyond = self._beyond()
         self._session.reset()
-        self._session.step({0: self._long[:-steps]})
+        self._session.last_logits({0: self._long[:-steps]})
         ones = [self._session.step({0: token})[0] for token in np.split(self._long[-steps:], steps)]
         found = self._worst([(0, np.concatenate(ones), full[-steps:])], first=len(self._long) - steps)
         return {"end": found, "beyond": beyond}, full

@@ -229,18 +229,14 @@ def recorded_measurements(engine: str) -> dict[str, Any]:
 
 def timed_steps(engine: str) -> dict[str, Any]:
     """Return, by streams, ms of a step with all parts and with those of one stream alone, and a step's kernels."""
-    from dataclasses import replace
-
-    from engineworks.engines.decoder.open import open_decoder
+    from engineworks.engines.decoder.open import one_by_one, open_decoder
     from engineworks.engines.verified import verified_engine
 
     found: dict[str, Any] = {}
     with verified_engine(artifact(engine, "build")) as opened:
-        decoder = opened.sidecar.decoder
-        assert decoder is not None
-        single = replace(decoder, parts=tuple(part for part in decoder.parts if part.batch == 1))
-        alone = replace(opened, sidecar=replace(opened.sidecar, decoder=single)) if single.parts else None
-        for streams in decoder.streams:
+        alone = one_by_one(opened)
+        assert opened.sidecar.decoder is not None
+        for streams in opened.sidecar.decoder.streams:
             for name, given in (("together", opened), ("alone", alone)):
                 if given is None or (name == "alone" and streams == 1):
                     continue

@@ -289,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run the command and exit with its code; users never see a traceback."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some reads all installed metadata
     garbage.set_threshold(200_000, 10, 100)  # imports leave no cycles; looking for some took 10% of a quick command
-    sys.exit(run_command(arguments))
+    code = run_command(arguments)
+    garbage.freeze()  # the interpreter looks for cycles once more while it ends, for nothing
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str] | None) -> int:

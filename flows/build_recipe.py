@@ -81,7 +81,7 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
 
 
 def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
-    message = ", ".join(_words(engine) for engine in result.engines)
+    message = ", ".join(_words(engine).removesuffix(".") for engine in result.engines)
     return ended(message + more, result, good=result.exit_code() == 0)
 
 

@@ -105,7 +105,7 @@ def _nights(
             yield night_without_result(recipe, "refused", str(error))
             continue
         if known is not None:
-            yield night_of_result(known.to_json(), str(recipe.path), "unchanged")
+            yield night_of_result(known.to_json(), recipe, "unchanged")
         else:
             to_do.append(recipe)
     yield from _ordered(to_do, settings, again) if distributed else map(_built_here, to_do)
@@ -115,7 +115,7 @@ def _built_here(chosen: Chosen) -> RecipeNight:
     state: State[Any] = build_recipe(str(chosen.path), return_state=True)
     result = result_of(state)
     if isinstance(result, BuildResult):
-        return night_of_result(result.to_json(), str(chosen.path), "built")
+        return night_of_result(result.to_json(), chosen, "built")
     return night_without_result(chosen, "lost", f"{result}")
 
 
@@ -134,7 +134,7 @@ def _delivered(chosen: Chosen, ended: Ended, settings: Settings) -> RecipeNight:
     message = f"its flow run {ended.state.lower()}: {ended.message}"
     if key is not None:
         try:
-            return night_of_result(read_body(open_store(settings), key), str(chosen.path), "built")
+            return night_of_result(read_body(open_store(settings), key), chosen, "built")
         except StoreError as error:
             message = str(error)
     return night_without_result(chosen, "lost", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Chosen:
     def name(self) -> str:
         return self.loaded.name if self.loaded else self.path.stem
 
+    @property
+    def data(self) -> Path | None:
+        """The file of its evaluation data; of several files the first."""
+        evaluation = self.loaded.files.evaluation if self.loaded else None
+        return evaluation.path if evaluation else None
+
 
 @dataclass(frozen=True)
 class EngineNight:
@@ -47,7 +54,8 @@ class EngineNight:
 
 @dataclass(frozen=True)
 class RecipeNight:
-    """The outcome of a recipe. `verdicts`: the build's result as JSON (`BuildResult.to_json`), None without one."""
+    """The outcome of a recipe. `verdicts`: the build's result as JSON (`BuildResult.to_json`), None without one.
+    `data`: as in `Chosen`."""
 
     recipe: str
     file: str
@@ -55,6 +63,7 @@ class RecipeNight:
     engines: tuple[EngineNight, ...]
     message: str = ""
     verdicts: Mapping[str, Any] | None = None
+    data: Path | None = None
 
     @property
     def is_good(self) -> bool:
@@ -78,13 +87,14 @@ def choose_recipes(
     return _unique(chosen)
 
 
-def night_of_result(verdicts: Mapping[str, Any], file: str, status: RecipeStatus) -> RecipeNight:
+def night_of_result(verdicts: Mapping[str, Any], chosen: Chosen, status: RecipeStatus) -> RecipeNight:
     """Return every engine's outcome in a build's result (as JSON)."""
     engines = [
         EngineNight(e["id"], _status(e), _message(e), _failed_check(e).get("name", "")) for e in verdicts["engines"]
     ]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
-    return RecipeNight(verdicts["recipe"], file, status, tuple(engines), verdicts=verdicts)
+    file = str(chosen.path)
+    return RecipeNight(verdicts["recipe"], file, status, tuple(engines), verdicts=verdicts, data=chosen.data)
 
 
 def night_without_result(chosen: Chosen, status: RecipeStatus, message: str) -> RecipeNight:
@@ -118,34 +128,41 @@ def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
 def causes_of(recipes: Iterable[RecipeNight]) -> list[str]:
     """Return one line for each reason of failures, the one of most engines first, with its likely cause.
 
-    Engines that fail for one reason are one line. So are those of a recipe that fail the check which every fp32 engine
-    fails: a broken data set that fails twelve engines, each with a number of its own, is one line.
+    Engines that fail for one reason are one line. So are those that fail the check which every fp32 engine of their
+    recipe fails, on the same data: a broken data set that fails twelve engines, of several recipes and each with a
+    number of its own, is one line.
     """
-    by_reason: dict[tuple[str, str], list[str]] = {}
+    by_cause: dict[str, list[tuple[str, str]]] = {}
     for recipe in recipes:
-        for reason, name in _reasons(recipe):
-            by_reason.setdefault(reason, []).append(name)
+        for cause, name, message in _reasons(recipe):
+            by_cause.setdefault(cause, []).append((name, message))
     lines = []
-    for (status, message), names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"{names[0]}{more}: {status}" + (f" · {message}" if message else ""))
+    for failures in sorted(by_cause.values(), key=lambda failures: -len(failures)):
+        name, message = failures[0]
+        more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        lines.append(f"{name}{more}: {message}")
     return lines
 
 
-def _reasons(recipe: RecipeNight) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield each failure's reason (its status, and its message with the likely cause), and the engine or recipe."""
+def _reasons(recipe: RecipeNight) -> Iterator[tuple[str, str, str]]:
+    """Yield each failure's cause (equal texts are one cause), its engine or recipe, and its message: the status, and
+    the reason with the likely cause."""
     bad = [e for e in recipe.engines if recipe.message or e.status not in GOOD]
     if not bad and recipe.message:
-        yield (recipe.status, recipe.message), recipe.recipe
+        cause = re.sub(rf"^{re.escape(recipe.file)}:\d+:\d+: ", "", recipe.message)  # files share what they name
+        yield cause, recipe.recipe, f"{recipe.status} · {recipe.message}"
     plain = _failed_by_all_fp32(recipe.engines)
     warned = _calibration_warning(recipe.verdicts or {})
     for engine in sorted(bad, key=lambda e: e is not plain):
         if plain is not None and (engine.status, engine.check) == ("fail", plain.check):
-            reason = f"{plain.message} Likely cause: the evaluation data or the model, for fp32 fails too."
+            data = f"the evaluation data{f' ({recipe.data.name})' if recipe.data else ''}"
+            message = f"fail · {plain.message} Likely cause: {data} or the model, for fp32 fails too."
+            cause = f"{plain.check} on {recipe.data}" if recipe.data else message
         else:
             quantized = engine.status == "fail" and _precision(engine.id) not in ("fp32", "fp16", "bf16")
             reason = f"{engine.message} Likely cause: {warned}." if quantized and warned else engine.message
-        yield (engine.status, reason), engine.id
+            cause = message = engine.status + (f" · {reason}" if reason else "")
+        yield cause, engine.id, message
 
 
 def _failed_by_all_fp32(engines: Sequence[EngineNight]) -> EngineNight | None:

@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engineworks.builds.results import LONGEST_LIST, EngineResult
-from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
-from engineworks.engines.passport import STEP, VERSION
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, PASSPORT_STEP, PASSPORT_VERSION
 from engineworks.engines.signing import Signer, read_signer
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
@@ -62,12 +61,12 @@ def issue_passport(
     """
     body = passport_body(plan, engine, store, origin)
     document = {
-        "step": STEP, "version": VERSION, "params": body, "inputs": {"build": engine.keys["build"]},
+        "step": PASSPORT_STEP, "version": PASSPORT_VERSION, "params": body, "inputs": {"build": engine.keys["build"]},
         "signed_by": signer.key_id if signer else "",
     }  # fmt: skip
-    with store.writing(digest_of(document), document, f"{engine.id}/{STEP}") as writing:
+    with store.writing(digest_of(document), document, f"{engine.id}/{PASSPORT_STEP}") as writing:
         if writing.hit is not None:
-            store.note_latest(f"{engine.id}/{STEP}", document)
+            store.note_latest(f"{engine.id}/{PASSPORT_STEP}", document)
             return writing.hit
         issued = {**body, "issued_at": datetime.now(UTC).isoformat(timespec="seconds")}
         text = json.dumps(signer.sign(issued) if signer else issued, indent=1, allow_nan=False)
@@ -91,7 +90,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
     _, precision, target = engine.id.split("/")
     reports = _reports(engine, store)
     return {
-        "passport": VERSION,
+        "passport": PASSPORT_VERSION,
         "engine": {
             "id": engine.id, "precision": precision,
             "target": {"name": target, **sidecar.target},

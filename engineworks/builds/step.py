@@ -9,18 +9,20 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.errors import StepError, StoreError
-from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.steps import Step
 from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
 from engineworks.typed_json import Report, read_file
+
+if TYPE_CHECKING:
+    from engineworks.host.child import ChildPool
 
 STEP_FUNCTION = "engineworks.steps.job:main"
 

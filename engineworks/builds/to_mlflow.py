@@ -54,14 +54,15 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
 
 
-def _datasets(plan: Plan) -> str:
-    """Return the data that engines are compared on and calibrated with, as JSON of MLflow's datasets: name, digest, uri
-    and role; '' without any. A digest is that of the file, or the key of the step that prepares it."""
+def _datasets(plan: Plan, engine: EngineResult | None = None) -> str:
+    """Return the data that engines, or one engine, are compared on and calibrated with, as JSON of MLflow's datasets:
+    name, digest, uri and role; '' without any. A digest is the file's, or the key of the step that prepares it."""
     files = plan.loaded.files
+    steps = plan.needed(engine.keys.values() if engine else plan.steps)
     found = []
     parts = (("reference", "evaluation", files.evaluation), ("calibrate", "calibration", files.calibration))
     for kind, role, data in parts:
-        document = next((step.document for step in plan.steps.values() if step.kind == kind), None)
+        document = next((step.document for step in steps if step.kind == kind), None)
         digest = document and {**document["inputs"], **document["digests"]}.get(role)
         if data and digest:
             found.append({"name": data.title, "digest": digest[:12], "uri": str(data.path), "role": role})
@@ -117,7 +118,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         tags=_engine_tags(engine)
         | _model_tag(plan, engine)
         | _condition_tags(plan, engine)
-        | ({LADDER: ladder} if ladder else {}),
+        | {name: text for name, text in ((LADDER, ladder), (DATASETS, _datasets(plan, engine))) if text},
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.digest,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.engine_files import PASSPORT_FILE
+from engineworks.engines.engine_files import PASSPORT_FILE, PASSPORT_STEP
 from engineworks.engines.known_statements import read_known_statements
-from engineworks.engines.passport import STEP, Passport, read_passport, refuse_verdict, verify_files, verify_folder
+from engineworks.engines.passport import Passport, read_passport, refuse_verdict, verify_files, verify_folder
 from engineworks.engines.signing import Trust, read_trust
 from engineworks.engines.statements import check_statement, read_statements
 from engineworks.errors import InputError
@@ -46,7 +46,7 @@ def _verify(name: str, settings: Settings) -> list[Passport]:
 
 def verify_built(engine: str, store: Store, trust: Trust) -> Passport:
     """Check the engine with this id that was evaluated last. Raises `TrustError`, or `InputError` if there is none."""
-    document = store.latest(f"{engine}/{STEP}")
+    document = store.latest(f"{engine}/{PASSPORT_STEP}")
     if document is None:
         raise InputError(f"{engine}: was not built here", hint="run 'engineworks build' first")
     return _verify_document(document, store, trust)
@@ -86,7 +86,7 @@ def _verify_stored(folder: Path, store: Store, trust: Trust) -> Passport:
     from engineworks.commands.inspect import inspect_path
 
     inspect_path(folder)  # reports what it is, if it is no engine
-    for document in store.latest_of(STEP):
+    for document in store.latest_of(PASSPORT_STEP):
         if store.place(document["inputs"]["build"]) == folder.resolve():
             return _verify_document(document, store, trust)
     raise InputError(f"{folder}: there is no passport of this engine", hint=f"no {PASSPORT_FILE} beside it")

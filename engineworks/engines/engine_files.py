@@ -10,6 +10,8 @@ from engineworks.host.file_digests import digest_file
 from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"
+PASSPORT_VERSION = 1
+PASSPORT_STEP = "passport"
 SIDECAR_FILE = "engine.json"
 STATEMENTS_FILE = "statements.json"
 """The statements of the engine's releases, next to a passport."""

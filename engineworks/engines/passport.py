@@ -11,17 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import StringConstraints
 
 from engineworks.engines.backends.base import Serving
-from engineworks.engines.engine_files import PASSPORT_FILE, check_files, refuse_strangers
+from engineworks.engines.engine_files import PASSPORT_FILE, PASSPORT_VERSION, check_files, refuse_strangers
 from engineworks.engines.signing import Trust
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.tensors import TensorSpec
 from engineworks.typed_json import STRICT
-
-VERSION = 1
-
-
-STEP = "passport"
 
 
 @dataclass(frozen=True)
@@ -202,8 +197,8 @@ def read_passport(path: Path, trust: Trust) -> Passport:
 
 def passport_from_json(body: Mapping[str, Any], path: Path, trust: Trust) -> Passport:
     """Return the parsed passport, as `read_passport`."""
-    if body.get("passport") != VERSION:
-        raise TrustError(f"{path}: is no passport of version {VERSION}", hint="fetch the engine again")
+    if body.get("passport") != PASSPORT_VERSION:
+        raise TrustError(f"{path}: is no passport of version {PASSPORT_VERSION}", hint="fetch the engine again")
     passport = Passport(body, path, trust.check(body, str(path)))
     engine = passport.facts.engine
     if engine.id != f"{passport.facts.recipe.name}/{engine.precision}/{engine.target.name}":

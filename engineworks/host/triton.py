@@ -10,7 +10,6 @@ Without the variable: `.triton` in the repository, where `make triton` installs 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import sys
@@ -130,6 +129,8 @@ def _running(url: str) -> RunningServer:
 
 def version_of(server: RunningServer) -> str:
     """Ask a running server for its name and version (KServe's `GET /v2`), '' where it gives none within ANSWERS_S."""
+    import http.client  # half of what planning imports
+
     with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):
         with contextlib.closing(http.client.HTTPConnection(server.http, timeout=ANSWERS_S)) as connection:
             connection.request("GET", "/v2")

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.engine_files import NOT_SHIPPED
-from engineworks.engines.passport import VERSION
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_VERSION
 from engineworks.engines.sidecar import Sidecar
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
@@ -23,7 +22,7 @@ def write_draft(path: Path, engine: Path, name: str, serving: Mapping[str, Any])
     recipe, precision, target = name.split("/")
     files = [file for file in engine.iterdir() if file.name not in NOT_SHIPPED]
     body = {
-        "passport": VERSION,
+        "passport": PASSPORT_VERSION,
         "engine": {
             "id": name, "precision": precision, "target": {"name": target, **sidecar.target},
             "sha256": sidecar.sha256,

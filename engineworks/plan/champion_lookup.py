@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import read_trust
 from engineworks.errors import RunError, StoreError, TrackingError, TrustError
@@ -148,6 +147,8 @@ def _fetch(champion: Champion, tracking: Tracking, folder: Path) -> Path:
 
 def _check_signature(champion: Champion, tracking: Tracking, files: Path, folder: Path) -> None:
     """Raises `ChampionError` unless a trusted key signed the passport of these files: loading them runs their code."""
+    from engineworks.engines.passport import read_passport, verify_files
+
     try:
         passport = read_passport(tracking.download(champion.run, PASSPORT_FILE, folder), read_trust())
         verify_files(files, passport)

@@ -71,9 +71,10 @@ class DecoderDocuments(Documents):
         return document, {**paths, **unkeyed}
 
     def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
-        del computes, reference
+        del reference
         made, _, unkeyed = self._data("evaluation", self._files.evaluation)
-        return self._document("lowered_reference", {"decoder": True}, {"lower": lower, **made}, {}), unkeyed
+        params = {"decoder": True} | ({"dynamic": computes.dynamic} if computes.dynamic else {})
+        return self._document("lowered_reference", params, {"lower": lower, **made}, {}), unkeyed
 
     def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Unkeyed]:
         params = {"decoder": self._streams(), "target": target.to_json(), "serving": self._serving()}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from engineworks.errors import TrackingError
 from engineworks.host.collector import collect_apart
@@ -64,8 +64,10 @@ from engineworks.tracking.records import (
     RunSummary,
     pack_batch,
 )
-from engineworks.tracking.registry import Registry
 from engineworks.tracking.sqlite_reader import SqliteReader, open_reader
+
+if TYPE_CHECKING:
+    from engineworks.tracking.registry import Registry
 
 MOST_LATER = 1000
 """Maximum number of later runs that `finished_builds` reads."""
@@ -294,6 +296,8 @@ class Tracking:
     def registry(self) -> Registry:
         """Return this store's model registry. Releases on one host share a lock; other hosts may use the same
         server."""
+        from engineworks.tracking.registry import Registry
+
         file = sqlite_file(self.uri)
         lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
         return Registry(self._connect(), lock, shared=file is None)

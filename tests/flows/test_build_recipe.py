@@ -135,9 +135,13 @@ def test_mlflow_and_prefect_show_the_verdicts_and_lead_to_the_report(built: tupl
     assert "127.0.0.1:5000" not in str(shown.data), "no server shows MLflow's pages"
     assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", parent.name)
     assert "mlflow.sharedViewState.recipe-tiny" in tracking._connect().experiment_tags()
-    data = {i.tags[0].value: i.dataset for i in tracking._connect().client.get_run(result.run).inputs.dataset_inputs}
+    read_run = tracking._connect().client.get_run
+    data = {i.tags[0].value: i.dataset for i in read_run(result.run).inputs.dataset_inputs}
     assert data.keys() == {"evaluation", "calibration"}
     assert all(len(d.digest) == 12 and Path(json.loads(d.source)["uri"]).name == d.name for d in data.values())
+    for run in tracking.find_runs(kind="engine", parent_run_id=result.run):
+        roles = {i.tags[0].value for i in read_run(run.run_id).inputs.dataset_inputs}
+        assert roles == data.keys() - (set() if "/int8/" in run.engine else {"calibration"})
     steps = json.loads(tracking.read_text(result.run, "steps.json"))
     assert [s["state"] for s in steps] == ["run"] * STEPS
 

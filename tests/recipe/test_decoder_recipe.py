@@ -11,7 +11,8 @@ from growing_decoder import write_growing_decoder
 
 from engineworks.builds.ladders import ladders
 from engineworks.builds.results import EngineResult
-from engineworks.errors import RecipeError, SamplesError
+from engineworks.cli import run_command
+from engineworks.errors import EXIT_BAD_INPUT, RecipeError, SamplesError
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.datasets.decoder_text import read_texts
@@ -197,6 +198,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
         read_texts(folder / "text.txt", folder, params | {"vocabulary": 16})
 
 
+def test_a_token_beyond_the_vocabulary_is_refused_in_a_text_that_is_not_compared_too(folder):
+    """The text that fills the context is made of all."""
+    params = dict(load(folder).files.evaluation.preparation.params) | {"samples": 1}
+    plain = (folder / "text.txt").read_text()
+    (known,) = read_texts(folder / "text.txt", folder, params).texts
+    (folder / "rare.txt").write_text(plain * 4 + " Contributor WARRANTIES {}~")
+    with pytest.raises(SamplesError, match=f"the model's vocabulary has {max(known) + 1}"):
+        read_texts(folder / "rare.txt", folder, params | {"vocabulary": max(known) + 1})
+
+
 def test_the_same_recipe_has_no_step_to_run_again(folder):
     store = Store(folder / "store")
     first = plan_recipe(load(folder), store, FileDigests(None))
@@ -268,3 +279,17 @@ def test_auto_tries_what_decoders_have_and_knows_weights_in_int8_as_slow_where_n
     assert "is not faster than fp16 by estimate (estimated time 3.20" in dropped["int8_weights"]
     assert "w4a8" in dropped
     assert "int8" not in dropped
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["blame", "tiny/fp32/cpu", "--recipe", "tiny.yaml"],
+        ["limits", "tiny.yaml"],
+        ["sensitivity", "tiny.yaml", "--precision", "int8"],
+    ],
+)
+def test_commands_that_do_not_know_decoders_say_so(folder, command, capsys):
+    load(folder)
+    assert run_command(command) == EXIT_BAD_INPUT
+    assert f"tiny.yaml: '{command[0]}' does not know decoders yet; name another recipe" in capsys.readouterr().err

@@ -126,7 +126,11 @@ def test_the_sweep_is_measured_and_drawn(made):
 
 
 def test_it_is_measured_at_the_recipes_shapes(made):
-    shapes = report_of(made["measure"], "latency.json")["shapes"]
+    report = report_of(made["measure"], "latency.json")
+    shapes = report["shapes"]
+    assert [note.split(" ms ")[0].split(":")[0] for note in report["notes"]] == ["busy"]
+    assert "ms together" in report["notes"][0]
+    assert "ms one stream at a time" in report["notes"][0]
     assert set(shapes) == {"chat", "busy"}
     for shape in shapes.values():
         assert shape["first_token_ms"] > 0

@@ -13,11 +13,16 @@ from engineworks.engines.verified import verified_engine
 from engineworks.errors import RunError
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.decoder.situations import tolerance
 from engineworks.measure.gates.gates import evaluate_gates
+from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
+from engineworks.steps.decoder.lowered_reference import _moved
+from engineworks.steps.decoder.made_feeds import prompt_feeds, read_decoder
+from engineworks.steps.decoder.texts import read_texts, situation_texts
 from engineworks.steps.job import main
 from engineworks.steps.timed_engine import TimedEngine
 from engineworks.store.store import Store
@@ -59,6 +64,18 @@ def test_the_tolerance_comes_from_the_lowered_model(made, report):
     lowered = json.loads((made["tiny-decoder/int4_weights/lowered-reference"] / "lowered.json").read_text())
     assert 0 < lowered["moved"] < 1e-3  # fp32 around coarse weights
     assert lowered["moved"] == report.decoder.moved
+
+
+def test_activations_in_int8_move_the_lowered_model_by_more(made):
+    """Of w4a8 the tolerance is four times what rounding activations to int8 moves: an int4 model's logits are exact."""
+    lowered = made["tiny-decoder/int4_weights/lower"]
+    interface, texts = read_decoder(lowered), read_texts(find_made(made["tiny-decoder/prepare-evaluation"]))
+    feeds = prompt_feeds(interface, situation_texts(texts, interface.context))
+    moved = _moved(lowered / MODEL_FILE, interface, feeds, int8_activations=True)
+    assert moved is not None
+    assert 0.003 < moved < 0.1
+    assert tolerance("w4a8", moved) == pytest.approx(4 * moved)
+    assert tolerance("w4a8", None) == 0.05
 
 
 def test_int4_weights_cost_perplexity(report):

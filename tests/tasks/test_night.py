@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engineworks.errors import InputError
 from tasks.night import (
+    Chosen,
     RecipeNight,
     causes_of,
     choose_recipes,
@@ -74,7 +76,7 @@ def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
     tiny, wrong = choose_recipes(folder, globs=["tiny", "wrong"])
     lost = night_without_result(tiny, "lost", "its flow run crashed")
     nights = [
-        night_of_result(RESULT, "tiny.yaml", "built"), lost,
+        night_of_result(RESULT, tiny, "built"), lost,
         night_without_result(wrong, "refused", "wrong.yaml:12:1: unknown key"),
     ]  # fmt: skip
     assert lines_of(nights) == [
@@ -90,17 +92,19 @@ def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
     assert words == "3 recipes (1 built, 1 lost, 1 refused), 5 engines (2 lost, 1 pass, 1 fail, 1 refused)"
 
 
-def failed(*sentences: tuple[str, str], warnings: tuple[str, ...] = (), slow: str = "") -> RecipeNight:
+def failed(
+    *sentences: tuple[str, str], warnings: tuple[str, ...] = (), slow: str = "", recipe: str = "tiny"
+) -> RecipeNight:
     """A built recipe whose engines fail. sentences: precision/target, and the failing check's sentence."""
     engines = [
-        {"id": f"tiny/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
+        {"id": f"{recipe}/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
          "checks": [{"name": check, "verdict": "fail" if text else "pass", "sentence": text}]}
         for engine, text in sentences
         for check in ["latency" if engine == slow else "metric"]
     ]  # fmt: skip
     calibration = [{"step": "calibrate", "warnings": list(warnings)}]
-    result = {"recipe": "tiny", "engines": engines, "refused": [], "calibration": calibration}
-    return night_of_result(result, "recipes/tiny.yaml", "built")
+    result = {"recipe": recipe, "engines": engines, "refused": [], "calibration": calibration}
+    return night_of_result(result, Chosen(Path(f"recipes/{recipe}.yaml"), None), "built")
 
 
 def test_a_broken_data_set_is_one_line_though_every_engine_has_a_number_of_its_own() -> None:
@@ -110,6 +114,21 @@ def test_a_broken_data_set_is_one_line_though_every_engine_has_a_number_of_its_o
         "tiny/fp32/a and 11 more: fail · top1 is 0.1, limit 0.9. "
         "Likely cause: the evaluation data or the model, for fp32 fails too."
     )
+
+
+def test_a_data_set_that_several_recipes_share_is_one_line_and_named() -> None:
+    of = {
+        name: failed(("fp32/cpu", f"top1 is 0.{n}."), ("int8/cpu", f"top1 is 0.{n + 1}."), recipe=name)
+        for n, name in enumerate(("one", "two", "three"), 1)
+    }
+    shared, other = Path("data/broken.npz"), Path("data/other.npz")
+    nights = [replace(night, data=other if name == "three" else shared) for name, night in of.items()]
+    assert causes_of(nights) == [
+        "one/fp32/cpu and 3 more: fail · top1 is 0.1. "
+        "Likely cause: the evaluation data (broken.npz) or the model, for fp32 fails too.",
+        "three/fp32/cpu and 1 more: fail · top1 is 0.3. "
+        "Likely cause: the evaluation data (other.npz) or the model, for fp32 fails too.",
+    ]
 
 
 def test_an_fp32_engine_that_fails_otherwise_or_on_one_target_alone_is_no_cause() -> None:
@@ -130,3 +149,11 @@ def test_a_recipe_without_engines_is_a_line_of_its_own() -> None:
     assert causes_of([RecipeNight("gone", "gone.yaml", "refused", (), "no such file")]) == [
         "gone: refused · no such file"
     ]
+
+
+def test_recipes_that_are_refused_for_one_file_are_one_line() -> None:
+    nights = [
+        RecipeNight(name, f"{name}.yaml", "refused", (), f"{name}.yaml:13:{n}: test.npz: cannot be read")
+        for n, name in enumerate(("one", "two"))
+    ]
+    assert causes_of(nights) == ["one and 1 more: refused · one.yaml:13:0: test.npz: cannot be read"]

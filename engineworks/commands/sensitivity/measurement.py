@@ -24,7 +24,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.computation import computation
-from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
+from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets, refuse_decoders
 from engineworks.recipe.recipe import CALIBRATED, Limits
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings
@@ -73,6 +73,7 @@ def measure_sensitivity(
     Raises `RecipeError`, `InputError` for invalid requests, and the errors of the steps.
     """
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
+    refuse_decoders([loaded], "sensitivity")
     wanted = _narrowed(loaded, precision, _find_target(loaded, target), keep=())
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(wanted, store, digests)

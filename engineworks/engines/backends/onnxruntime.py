@@ -203,9 +203,10 @@ def load(
     serving: Serving = Serving(),  # noqa: B008 - frozen
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
+    int8_activations: bool = False,
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. `cache` and `known` are not used. `ort_forms` limits the
-    optimization level where the build found a limit.
+    """Load an engine, or any ONNX model, for the CPU. `ort_forms` limits the optimization level where the build found a
+    limit. int8_activations: as in w4a8, of a model that is no engine yet. `cache` and `known` are not used.
 
     Raises `RunError`, and `TargetError` for an unknown option.
     """
@@ -218,7 +219,7 @@ def load(
     notes = ["a CPU has no CUDA graphs: runs without"] if serving.cuda_graphs else []
     if form != FORMS[0]:
         notes.append(crash_note(form))
-    asked = session_options(options)
+    asked = session_options(options, int8_activations=int8_activations)
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.loaded])
     try:
         session = ort.InferenceSession(str(engine), asked, providers=["CPUExecutionProvider"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,10 @@ def open_onnx_decoder(
         raise RunError(f"{model}: ONNX Runtime {what_failed(error, model)}", log=str(error)) from None
     kind = OrtInPlaceDecoder if interface.form == "in_place" else OrtGrowingDecoder
     return kind(session, interface, streams)
+
+
+def one_by_one(engine: VerifiedEngine) -> VerifiedEngine | None:
+    """Return the engine without the parts that step several streams; None where it has none of these."""
+    decoder = engine.sidecar.decoder
+    single = replace(decoder, parts=tuple(part for part in decoder.parts if part.batch == 1)) if decoder else None
+    return None if single == decoder else replace(engine, sidecar=replace(engine.sidecar, decoder=single))

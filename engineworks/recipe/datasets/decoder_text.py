@@ -104,7 +104,7 @@ def read_texts(path: Path, tokenizer: Path, params: dict[str, Any]) -> DecoderTe
         hint = "give it longer texts"
         raise SamplesError(f"{path.name}: no text has {LEAST_TOKENS} tokens, so nothing can be predicted", hint=hint)
     chosen = [kept[i * len(kept) // most] for i in range(most)] if len(kept) > most else kept
-    _check_vocabulary(path, chosen, params["vocabulary"])
+    _check_vocabulary(path, [text.ids for text in encoded if text.ids], params["vocabulary"])
     every = [token for ids in kept for token in ids]
     context = params["context"]
     long = (every * -(-context // len(every)))[:context]

@@ -2,7 +2,9 @@
 
 The model runs as written in ONNX Runtime, once as it is and once with noise of one rounding (`model.lower.rounding`). A
 batch of another size, or a prompt instead of single tokens, computes the same sums by other kernels: their answers may
-differ by as much.
+differ by as much. Of w4a8 one rounding is that of activations to int8: a sum that is off by an fp32 rounding puts some
+of them on another step, which puts more of the next layer's there, until they are rounded independently of each other.
+So the noisy run is ONNX Runtime's own with int8 activations.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
+from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.decoder.report import LoweredDecoder
 from engineworks.measure.decoder.situations import worst_position
@@ -32,23 +35,25 @@ def run(job: StepJob) -> None:
         if job.crashes:
             raise RunError(job.crashes[0])
         rows = situation_texts(read_texts(job.path("evaluation")), interface.context)
-        moved = _moved(model, interface, prompt_feeds(interface, rows))
+        moved = _moved(model, interface, prompt_feeds(interface, rows), int8_activations="dynamic" in job.params)
     except RunError as error:
         why = textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
         job.echo(f"how far one rounding moves the logits is not known: {why}")
     job.write(LoweredDecoder(moved, why))
 
 
-def _moved(model: Path, interface: DecoderInterface, feeds: Feeds) -> float | None:
+def _moved(model: Path, interface: DecoderInterface, feeds: Feeds, *, int8_activations: bool) -> float | None:
     """Return the largest movement of a position's logits, relative to their spread; None where it is not finite."""
-    graph, _ = graph_with_rounding(model)
-    plain, noisy = (_logits(model, interface, feeds, given) for given in (None, graph))
-    return worst_position(noisy, plain, 0).difference
+    plain = _logits(backend.load_as_written(model), interface, feeds)
+    if int8_activations:
+        session = backend.load(model, {"spinning": False}, int8_activations=True)
+    else:
+        session = backend.load_as_written(model, graph=graph_with_rounding(model)[0])
+    return worst_position(_logits(session, interface, feeds), plain, 0).difference
 
 
-def _logits(model: Path, interface: DecoderInterface, feeds: Feeds, graph: bytes | None) -> NDArray[Any]:
-    """Return the logits of all rows, [rows · sequence, vocabulary]."""
-    session = backend.load_as_written(model, graph=graph)
+def _logits(session: Session, interface: DecoderInterface, feeds: Feeds) -> NDArray[Any]:
+    """Return the logits of all rows, [rows · sequence, vocabulary], and close the session."""
     try:
         return session.run(feeds)[interface.logits].reshape(-1, interface.vocabulary)
     finally:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import MemoryMeter, RunTimes
 from engineworks.engines.decoder.base import PromptRunner
-from engineworks.engines.decoder.open import open_decoder
+from engineworks.engines.decoder.open import one_by_one, open_decoder
 from engineworks.engines.engine_session import runner_of, serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
@@ -28,6 +29,9 @@ from engineworks.steps.shape_measurements import NO_COPIES
 from engineworks.steps.step_job import StepJob
 
 MIB = 2**20
+
+STEPS_ALONE = 20
+"""Steps that are timed one stream at a time, the second half counts: a few are enough to tell several times as long."""
 
 
 def run(job: StepJob) -> None:
@@ -62,6 +66,7 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
             notes += session.notes
         finally:
             session.close()
+        notes += _together_or_not(job, engine, name, asked["dims"], long, shapes[name]["latency_ms_p50"])
         shapes[name] |= _cache_measurements(session.interface, shapes[name], meter.total_mib())
         job.echo(
             f"{name}: first token {shapes[name]['first_token_ms']:.2f} ms, "
@@ -76,6 +81,25 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
         "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),
         "device": readings.to_json(), "loads": {},
     }  # fmt: skip
+
+
+def _together_or_not(
+    job: StepJob, engine: VerifiedEngine, name: str, at: Mapping[str, int], long: Tokens, together_ms: float
+) -> list[str]:
+    """Return what the engine's parts for several streams gain at this shape; nothing where it has none or one stream
+    steps alone anyway."""
+    single = one_by_one(engine)
+    if single is None or at["streams"] == 1:
+        return []
+    session = open_decoder(
+        single, job.params["target"], at["streams"], serving=serving_from_json(job.params["serving"])
+    )
+    try:
+        alone_ms = median(TimedShape(session, at, long).steps(STEPS_ALONE).host_ms[STEPS_ALONE // 2 :])
+    finally:
+        session.close()
+    how = "" if together_ms < alone_ms else ": the parts for several streams gain nothing on this device"
+    return [f"{name}: a step takes {together_ms:.3g} ms together, {alone_ms:.3g} ms one stream at a time{how}"]
 
 
 def _point(

@@ -141,7 +141,16 @@ def _host() -> dict[str, Any]:
     from engineworks.host.gpu import first_gpu
     from engineworks.host.packages import installed_versions
 
-    names = ("tensorrt-rtx", "onnxruntime", "onnx", "numpy", "torch", "transformers", "cuda-bindings")
+    names = (
+        "tensorrt-rtx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnx",
+        "numpy",
+        "torch",
+        "transformers",
+        "cuda-bindings",
+    )
     return {"gpu": str(first_gpu()), "python": sys.version.split()[0], "versions": installed_versions(names)}
 
 

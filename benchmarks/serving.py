@@ -290,7 +290,7 @@ def _checks(name: str, result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for way in ("grpc", "http", "4 clients"):
         if way in answered:
             one, allowed = answered[way], max(1e-3, 4 * answered["spread"])
-            worst = max(one["worst"].values(), default=float("inf"))
+            worst = max((float("inf") if e is None else e for e in one["worst"].values()), default=float("inf"))
             text = f"{name}: {way}: {one['equal']} of {one['requests']} answers equal, worst row {worst:.2g}"
             yield text, worst <= allowed and not one["errors"]
     if (ratio := result.get("costs", {}).get("ratio")) is not None:

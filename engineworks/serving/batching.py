@@ -53,14 +53,15 @@ class Batching:
 def _padded_warm_ups(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what a package with dynamic batching would have: runs of the sizes to which our model pads a batch on a
     GPU."""
-    pads = config.get("backend") == PYTHON and any(g.get("kind") == "KIND_GPU" for g in config["instance_group"])
-    named = config.get("model_warmup", ()) if pads else ()
+    on_gpu = any(group.get("kind") == "KIND_GPU" for group in config["instance_group"])
+    most = config.get("max_batch_size", 0) if config.get("backend") == PYTHON and on_gpu else 0
+    named = config.get("model_warmup", ()) if most else ()
 
     def shape(warm_up: Mapping[str, Any], size: int) -> tuple[Any, ...]:
         return (*(tuple(i["dims"]) for i in warm_up["inputs"].values()), size)
 
     done = {shape(warm_up, warm_up["batch_size"]) for warm_up in named}
-    for warm_up, size in product(named, padded_sizes(config["max_batch_size"])):
+    for warm_up, size in product(named, padded_sizes(most)):
         if shape(warm_up, size) not in done:
             done.add(shape(warm_up, size))
             yield {**warm_up, "name": f"{warm_up['name']}-{size}", "batch_size": size, "count": 1}

@@ -235,7 +235,7 @@ def _triton_model(
             folder,
             described.inputs,
             on_gpu=first.traits.on_gpu,
-            pads=first.traits.on_gpu and server_backend == PYTHON,
+            pads=first.traits.on_gpu and server_backend == PYTHON and settings.triton.dynamic_batching is not None,
         ),
         options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,

@@ -10,7 +10,7 @@ from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.recorded import engine_runs, read_json, read_report, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import step_fact_from_json
-from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check, message_of
@@ -80,7 +80,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         id=run.engine or run.name,
         verdict=verdict,
         checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
-        sidecar=read(SIDECAR_FILE) or {},
+        sidecar=read_report(tracking, run.run_id, Sidecar),
         accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
         champion_comparison=read_report(tracking, run.run_id, ChampionComparison),

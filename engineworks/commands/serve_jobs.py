@@ -15,9 +15,10 @@ from engineworks.measure.gates.gates import Check, worst
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.gates.shadow import shadow_checks, shadow_limits
 from engineworks.measure.gates.together import together_checks
+from engineworks.measure.serving_report import ServingReport
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.documents import Documents
-from engineworks.plan.kinds import SERVING_FILE, SHADOW_FILE, TOGETHER_FILE
+from engineworks.plan.kinds import SHADOW_FILE, TOGETHER_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.release.sources import LeftOut, built_engines, champion_engines
@@ -95,8 +96,8 @@ class Server:
             job["params"] |= more
             job["inputs"] |= {"build": str(engine.folder)}
             job["unkeyed"] |= {"passport": str(engine.passport.source)}
-            report = self._run(job, SERVING_FILE)
-            yield Served(engine.passport.id, serving_checks(report, limits, ""), report)
+            report = ServingReport.from_json(self._run(job, ServingReport.FILE))
+            yield Served(engine.passport.id, serving_checks(report, limits, ""), report.to_json())
 
     def shadow(self, selected: Selected, requests: Path | None, seconds: float | None) -> Iterator[Served]:
         """Serve each candidate beside its champion. requests: recorded ones. seconds: that timing may take, by default

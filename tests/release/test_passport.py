@@ -181,10 +181,10 @@ def test_a_passport_can_not_name_files_outside_of_its_folder(built: Any, tmp_pat
 def test_the_pipelines_own_loader_refuses_an_altered_engine(built: Any, alter: Callable[[Path], None]) -> None:
     engine = built.engine()
     folder = engine.path.parent
-    load_engine(folder, engine.sidecar["target"]).close()
+    load_engine(folder, engine.sidecar.target).close()
     alter(engine.path)
     with pytest.raises(TrustError, match="was altered"):
-        load_engine(folder, engine.sidecar["target"])
+        load_engine(folder, engine.sidecar.target)
 
 
 def test_verify_takes_an_id_a_file_a_folder_and_a_passport(built: Any, tmp_path: Path) -> None:

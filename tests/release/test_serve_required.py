@@ -13,9 +13,9 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import release_engine
+from tests.typed_reports import ANSWERS, serving
 
-ANSWERS = {"requests": 9, "equal": 9, "worst": {"logits": 0.0}, "errors": []}
-REPORT: dict[str, Any] = {"spread": 0.0, "answers": {"grpc": ANSWERS}, "refusals": [], "metric": None, "load": None}
+REPORT = serving().to_json()
 
 
 def judged(built: Any) -> tuple[Plan, EngineResult]:

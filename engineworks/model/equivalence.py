@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,34 +93,45 @@ def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where:
             )
 
 
-def compare(
-    original: onnxruntime.InferenceSession,
-    candidate: onnxruntime.InferenceSession,
-    feeds: Sequence[Arrays],
-    first: Arrays,
-    inputs: Sequence[TensorSpec],
-) -> dict[str, float]:
-    """Return the largest absolute difference of every output over all feeds.
+@dataclass(frozen=True)
+class Expected:
+    """A feed and the original's outputs, by name. where: what it is, for messages."""
 
-    It includes the first feed at other lengths of each dynamic dimension, if the original runs there. feeds: by input
-    name, with the shapes and dtypes of the model's inputs. first: `first_outputs` of the original. Raises `FoldError`
-    with the output, difference and sample of the first difference above `TOLERANCE`, and `SamplesError` for feeds that
-    the original cannot run.
+    feed: Arrays
+    outputs: Arrays
+    where: str
+
+
+def expected_outputs(
+    original: onnxruntime.InferenceSession, feeds: Sequence[Arrays], first: Arrays, inputs: Sequence[TensorSpec]
+) -> list[Expected]:
+    """Return the original's outputs on all feeds, and on the first one at other lengths of each dynamic dimension where
+    it runs. So the original need not be open while rewritten models are.
+
+    feeds: by input name, with the shapes and dtypes of the model's inputs. first: `first_outputs` of the original.
+    Raises `SamplesError` for feeds that it cannot run.
     """
-    worst = {output.name: 0.0 for output in original.get_outputs()}
-    for index, feed in enumerate(feeds):
+    found = [Expected(feeds[0], first, f"on sample 0 ({_shown(feeds[0])})")]
+    for index, feed in enumerate(feeds[1:], 1):
         try:
-            expected = _run(original, feed) if index else first
+            found.append(Expected(feed, _run(original, feed), f"on sample {index} ({_shown(feed)})"))
         except runtime_failures() as error:
             message = f"the model does not run on sample {index} ({_shown(feed)}): {runtime_reason(error)}"
             raise SamplesError(message) from None
-        _compare_once(candidate, feed, expected, worst, f"on sample {index} ({_shown(feed)})")
     for dim, feed in resized(feeds[0], inputs):
         try:
-            expected = _run(original, feed)
+            found.append(Expected(feed, _run(original, feed), f"at another '{dim}' ({_shown(feed)})"))
         except runtime_failures():
             continue  # a length that the model does not take, e.g. no multiple of 32
-        _compare_once(candidate, feed, expected, worst, f"at another '{dim}' ({_shown(feed)})")
+    return found
+
+
+def compare(candidate: onnxruntime.InferenceSession, expected: Sequence[Expected]) -> dict[str, float]:
+    """Return the largest absolute difference of every output. Raises `FoldError` with the output, difference and sample
+    of the first difference above `TOLERANCE`."""
+    worst = dict.fromkeys(expected[0].outputs, 0.0)
+    for run in expected:
+        _compare_once(candidate, run.feed, run.outputs, worst, run.where)
     return worst
 
 

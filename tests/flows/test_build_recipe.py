@@ -338,7 +338,7 @@ def test_engines_without_hardware_are_built_and_unmeasured(settings: Settings) -
     assert result.exit_code(require_verdict=True) == 3
     assert engine.path is not None
     assert engine.path.read_bytes()[:4] == b"vtrt"
-    assert engine.sidecar["details"]["header"]["compute_capabilities"] == ["8.9"]
+    assert engine.sidecar.details["header"]["compute_capabilities"] == ["8.9"]
 
 
 def asymmetric_quantization() -> onnx.ModelProto:
@@ -405,7 +405,7 @@ def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
     client = by_hand(tracking)
     client.create_registered_model("tiny")
     tags = {
-        "engineworks.engine": one.id, "engineworks.engine_digest": one.sidecar["sha256"],
+        "engineworks.engine": one.id, "engineworks.engine_digest": one.digest,
         "engineworks.build_key": one.keys["build"], "engineworks.run": run.run_id,
     }  # fmt: skip
     version = client.create_model_version("tiny", source="somewhere", run_id=run.run_id, tags=tags)
@@ -447,7 +447,7 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     recorded = json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))
     assert (recorded["confidence"], len(recorded["earlier"])) == (0.995, 1)
     verdict = json.loads(tracking.read_text(child.run_id, "verdict.json"))
-    assert any("Compared again: the one before did not decide" in check["sentence"] for check in verdict)
+    assert any("Compared again: the one before did not decide" in check["message"] for check in verdict)
     assert child.params["regression.latency"] == "0.05"
     rounds = recorded["attempts"][0]["rounds"]
     assert set(rounds[0]["log_ratios"]) == {"one"}

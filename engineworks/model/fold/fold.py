@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.model.equivalence import check_same_twice, compare, first_outputs, open_session
+from engineworks.model.equivalence import (
+    Expected,
+    check_same_twice,
+    compare,
+    expected_outputs,
+    first_outputs,
+    open_session,
+)
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
 from engineworks.model.fold.inventory import inventory
@@ -34,7 +41,6 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    import onnxruntime
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[np.generic]]
@@ -44,15 +50,13 @@ _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 
 @dataclass(frozen=True)
 class _Original:
-    """The model as it came, loaded to be compared with; what the recipe declares of it; and, for the first feed, the
-    lengths of the inputs' named dimensions and the outputs."""
+    """The model as it came: its file and the outputs to compare with; what the recipe declares of its outputs; and, for
+    the first feed, the lengths of the inputs' named dimensions."""
 
-    session: onnxruntime.InferenceSession
-    feeds: Sequence[Arrays]
-    inputs: Sequence[TensorSpec]
+    path: Path
+    expected: Sequence[Expected]
     outputs: Mapping[str, dims.Shape]
     bound: Mapping[str, int]
-    first: Arrays
 
 
 def fold_model(
@@ -83,7 +87,7 @@ def fold_model(
         check_repeatable(model, str(source))
         dims.check_interface(model, inputs, outputs, str(source))
         model, reference = _detached(model, source, work, as_it_is=not lowered and not model.functions)
-        original = _open_original(reference, source, inputs, outputs or {}, feeds)
+        original = _run_original(reference, source, inputs, outputs or {}, feeds)
         prepared = prepare(model, inputs, minimum_opset)
         strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work, out, source)
     return FoldReport(
@@ -117,7 +121,7 @@ def _detached(model: onnx.ModelProto, source: Path, work: Path, *, as_it_is: boo
     return model, reference
 
 
-def _open_original(
+def _run_original(
     reference: Path,
     source: Path,
     inputs: Sequence[TensorSpec],
@@ -131,7 +135,7 @@ def _open_original(
         for index, feed in enumerate(feeds)
     ]
     dims.check_output_shapes(outputs, every[0], _shapes(first), str(source))
-    return _Original(session, feeds, inputs, outputs, every[0], first)
+    return _Original(reference, expected_outputs(session, feeds, first, inputs), outputs, every[0])
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
@@ -154,7 +158,7 @@ def _first_proven(
             continue
         _move(path, out)
         return strategy.name, tuple(fallbacks), folded, max_abs
-    check_same_twice(original.session, original.feeds[0], str(source))
+    check_same_twice(open_session(original.path), original.expected[0].feed, str(source))
     last = fallbacks[-1]
     raise FoldError(
         f"{source}: no way to fold gave an equal model; '{last.strategy}', the last: {last.why}",
@@ -185,14 +189,14 @@ def _attempt(
     except tool_failures() as error:
         raise FoldError(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
     folded = finish(folded, prepared)
-    shapes = _shapes(original.first)
+    shapes = _shapes(original.expected[0].outputs)
     dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, shapes)
     save_model(folded, path)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
-    max_abs = compare(original.session, open_session(path), original.feeds, original.first, original.inputs)
+    max_abs = compare(open_session(path), original.expected)
     if any(True for node in folded.graph.node for _ in subgraphs(node)):
         # A branch that never runs may still not fit the recipe's lengths, and only optimizing infers its shapes.
         open_session(path, optimized=True)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Their constants are the quantization itself."""
 
-_WORTHWHILE_BYTES = 256 << 20  # of weights that would be folded; below, the libraries do it all at once
+_WORTHWHILE_BYTES = 64 << 20
+"""Of weights that would be folded; below, the libraries do it all at once, in about eleven times their bytes."""
 _LARGE_BYTES = 1 << 20
 
 

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import mlflow.pyfunc
 import numpy as np
 from leak_ways import RTX_WAYS, WAYS
+from serving_cost import NAME, identity_config, serving_cost, write_identity
 
 from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_files import PASSPORT_FILE
@@ -48,8 +49,7 @@ from engineworks.release.sources import built_engines
 from engineworks.serving.answers import ask, ask_at_once, questions, refusals, spread
 from engineworks.serving.batching import largest_rate, settings, sweep
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.costs import cold_starts, serving_cost
-from engineworks.serving.identity import NAME, identity_config, write_identity
+from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.server import StartedServer, started
 from engineworks.serving.soak import reload_model

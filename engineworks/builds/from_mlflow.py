@@ -13,7 +13,7 @@ from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.gates.gates import Check, message_of
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
@@ -44,7 +44,7 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         recipe=build.recipe,
         run=build.run_id,
         engines=tuple(_engine(tracking, run, plan.get("resolved", {})) for run in runs),
-        refused=tuple(Refused(r["id"], r["sentence"]) for r in plan.get("refused", ())),
+        refused=tuple(Refused(r["id"], message_of(r)) for r in plan.get("refused", ())),
         steps=StepCounts(*(int(metrics.get(f"steps_{k}", 0)) for k in ("run", "reused", "failed"))),
         seconds=metrics.get("build_s", 0.0),
         warnings=tuple(warnings.splitlines()),

@@ -122,12 +122,12 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """Return the report in a file; the engine already holds those that it was evaluated by."""
     champion = engine.champion_comparison
-    judged_by = {
+    limits_of = {
         ("compare", Accuracy.FILE): engine.accuracy.to_json() if engine.accuracy else None,
         ("measure", Latency.FILE): engine.latency.to_json() if engine.latency else None,
         ("compare-champion", ChampionComparison.FILE): champion.to_json() if champion else None,
     }
-    known = judged_by.get((artifact.step.rpartition("/")[2], name))
+    known = limits_of.get((artifact.step.rpartition("/")[2], name))
     return artifact.read_json(name) if known is None else known
 
 

@@ -257,7 +257,7 @@ def engine_result(
     serve = store.get(engine.steps["serve"]) if "serve" in engine.steps else None
     served = serve.read(ServingReport) if serve else None
     sidecar = built.read(Sidecar) if built else None
-    verdict = _judge(plan, engine, accuracy, latency, comparison, served)
+    verdict = _evaluate(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -309,7 +309,7 @@ def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
 
 
-def _judge(
+def _evaluate(
     plan: Plan,
     engine: PlannedEngine,
     accuracy: Accuracy | None,

@@ -1,4 +1,4 @@
-"""What an ONNX file claims of its tensors, checked before anything computes with it: a file may come from anybody."""
+"""What an ONNX file claims of its tensors, checked before anything computes with it: a file may come from anywhere."""
 
 from __future__ import annotations
 

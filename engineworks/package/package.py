@@ -51,13 +51,13 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings
 from engineworks.recipe.recipe import Triton
 from engineworks.recipe.samples import SampleFile
-from engineworks.typed_json import STRICT, plain
+from engineworks.typed_json import Document
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
 
 CONTAINER = ("onnxruntime", "python", "tensorrt")
-"""Backends of NVIDIA's Triton container, for packages that are made without a server at hand."""
+"""Backends of NVIDIA's Triton container, for packages that are made where no server was found."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,8 @@ class PackagedEngine:
 
 
 @dataclass(frozen=True)
-class PackageManifest:
+class PackageManifest(Document):
     """The contents of `engineworks-package.json`. files: sha256 by path."""
-
-    __pydantic_config__ = STRICT
 
     package: Literal[1]
     recipe: str
@@ -282,7 +280,7 @@ def validate_config(text: str) -> None:
 
 def _write_manifest(recipe: str, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest = plain(PackageManifest(1, recipe, files))
+    manifest = PackageManifest(1, recipe, files).to_json()
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

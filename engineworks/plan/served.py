@@ -18,7 +18,7 @@ Document = Mapping[str, Any]
 
 
 def server_of(recipe: Recipe, digests: FileDigests) -> tuple[Document | None, str]:
-    """Return what identifies the server at hand, None where the recipe's packages are not served here; and why.
+    """Return what identifies the server that was found, None where the recipe's packages are not served here; and why.
 
     A running server is asked for its version: a package counts on the version that served it.
     """

@@ -50,7 +50,7 @@ class EngineRelease:
     message: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Question:
 
 @dataclass
 class Answers:
-    """What came of requests. equal: answers whose every bit is the engine's. worst: by output, the largest relative
+    """The results of requests. equal: answers whose every bit is the engine's. worst: by output, the largest relative
     error of a row (`row_error`). errors: of requests without an answer, the first few."""
 
     requests: int

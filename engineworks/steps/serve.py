@@ -31,7 +31,7 @@ from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
 from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.costs import cold_starts
+from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.metrics import watching
 from engineworks.serving.others import OtherWork

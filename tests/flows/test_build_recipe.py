@@ -447,7 +447,7 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     recorded = json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))
     assert (recorded["confidence"], len(recorded["earlier"])) == (0.995, 1)
     verdict = json.loads(tracking.read_text(child.run_id, "verdict.json"))
-    assert any("Compared again: the one before did not decide" in check["sentence"] for check in verdict)
+    assert any("Compared again: the one before did not decide" in check["message"] for check in verdict)
     assert child.params["regression.latency"] == "0.05"
     rounds = recorded["attempts"][0]["rounds"]
     assert set(rounds[0]["log_ratios"]) == {"one"}

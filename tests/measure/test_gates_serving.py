@@ -29,8 +29,8 @@ def test_a_package_that_answers_as_the_engine_does_passes_every_check() -> None:
 
 
 def test_without_a_server_it_is_unmeasured_with_the_reason() -> None:
-    (check,) = serving_checks(None, None, "no Triton server is at hand")
-    assert (check.verdict, check.message) == ("unmeasured", "The package was not served: no Triton server is at hand.")
+    (check,) = serving_checks(None, None, "no Triton server was found")
+    assert (check.verdict, check.message) == ("unmeasured", "The package was not served: no Triton server was found.")
 
 
 @pytest.mark.parametrize(

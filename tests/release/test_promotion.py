@@ -57,7 +57,7 @@ def release(plan: Any, result: BuildResult, tracking: Tracking) -> ReleaseResult
 
 
 def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too little.") -> BuildResult:
-    """The same build where int8 was judged otherwise."""
+    """The same build where int8 was evaluated differently."""
 
     def change(engine: EngineResult) -> EngineResult:
         checks = (Check("cosine[logits]", "fail" if word == "fail" else "inconclusive", sentence),)

@@ -85,7 +85,7 @@ def measure_sensitivity(
     verdict = None
     if report.keep is not None:
         kept = _narrowed(loaded, precision, wanted.targets[0], keep=report.keep)
-        verdict = _judge_engine(plan_recipe(kept, store, digests), store)
+        verdict = _evaluate_engine(plan_recipe(kept, store, digests), store)
     digests.save()
     lease.end()
     return Sensitivity(loaded, plan.engines[0].id, report, verdict)
@@ -139,7 +139,7 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     return Step("sensitivity", name, digest_of(document), document, document["inputs"], unkeyed)
 
 
-def _judge_engine(plan: Plan, store: Store) -> Verdict:
+def _evaluate_engine(plan: Plan, store: Store) -> Verdict:
     """Build the engine and compare it, as a build does; nothing is timed."""
     engine = plan.engines[0]
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}

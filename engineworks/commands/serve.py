@@ -119,7 +119,7 @@ def serve(
 ) -> None:
     """Serve the recipe's packages on a Triton server and check them.
 
-    The server is the one that 'make triton' installs or ENGINEWORKS_TRITON names; nothing of it is left afterwards.
+    The server is the one that 'make triton' installs or ENGINEWORKS_TRITON names; it is stopped afterwards.
     Exits 1 if a check failed, 3 if one did not decide.
 
     Examples:

@@ -130,7 +130,7 @@ def _before(background: Background) -> Iterator[Block]:
         if not background.missing:
             yield Text("This is the recipe's first build on record.", strong="Since the build before:")
         return
-    yield Text(f"{day(before.at)}, {age(before.at, background.at)} then.", strong="Since the build before, of")
+    yield Text(f"{day(before.at)}, {age(before.at, background.at)}:", strong="Since the build of")
     if before.changes:
         yield Bullets(tuple(Text(message, tone=_tone(message)) for message in before.changes))
     else:

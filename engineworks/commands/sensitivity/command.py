@@ -26,12 +26,13 @@ Precision = Annotated[
     str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
 ]
 Target = Annotated[
-    str, typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names)
+    str, typer.Option("--target", help="The target whose engine the list is for.", autocompletion=target_names)
 ]
 Samples = Annotated[
-    int | None, typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all.")
+    int | None,
+    typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Number of samples to search on; default: all."),
 ]
-Write = Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the list into the recipe; default: print the diff.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the plot; default: artifacts/sensitivity.")]
 
 

@@ -33,7 +33,7 @@ from engineworks.host.packages import installed_versions
 
 ROOT = Path(__file__).parents[1]
 WIDTH, ROWS = 768, 64
-LIBRARIES = ("tensorrt-rtx", "onnxruntime", "onnx", "numpy", "cuda-python", "cuda-bindings")
+LIBRARIES = ("tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "cuda-python", "cuda-bindings")
 
 RECIPE = """\
 recipe: {name}

@@ -141,7 +141,16 @@ def _host() -> dict[str, Any]:
     from engineworks.host.gpu import first_gpu
     from engineworks.host.packages import installed_versions
 
-    names = ("tensorrt-rtx", "onnxruntime", "onnx", "numpy", "torch", "transformers", "cuda-bindings")
+    names = (
+        "tensorrt-rtx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnx",
+        "numpy",
+        "torch",
+        "transformers",
+        "cuda-bindings",
+    )
     return {"gpu": str(first_gpu()), "python": sys.version.split()[0], "versions": installed_versions(names)}
 
 
@@ -234,13 +243,13 @@ def timed_steps(engine: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     with verified_engine(artifact(engine, "build")) as opened:
-        decoder = opened.sidecar["decoder"]
         alone = one_by_one(opened)
-        for streams in decoder["streams"]:
+        assert opened.sidecar.decoder is not None
+        for streams in opened.sidecar.decoder.streams:
             for name, given in (("together", opened), ("alone", alone)):
                 if given is None or (name == "alone" and streams == 1):
                     continue
-                session = open_decoder(given, given.sidecar["target"], streams)
+                session = open_decoder(given, given.sidecar.target, streams)
                 try:
                     made = {"step_ms": _step_ms(session), "notes": list(session.notes)}
                     if name == "together":

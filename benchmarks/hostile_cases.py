@@ -398,6 +398,19 @@ def _nest(proto: onnx.ModelProto, _: Path, dice: random.Random) -> None:
         graph = attribute.g
 
 
+def _call_functions(proto: onnx.ModelProto, _: Path, dice: random.Random) -> None:
+    """Functions that call others, or themselves, up to 2^40 times."""
+    names = [f"F{n}" for n in range(dice.choice((1, 3, 40)))]
+    for name, inner in zip(names, [*names[1:], dice.choice(("Relu", names[0], "Unknown"))], strict=True):
+        domain = "own" if inner in names else ""
+        nodes = [helper.make_node(inner, [a], [b], domain=domain) for a, b in (("x", "t"), ("t", "y"))]
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        proto.functions.append(helper.make_function("own", name, ["x"], ["y"], nodes, opsets))
+    proto.graph.node.add(op_type=names[0], domain="own", input=["image"], output=["called"])
+    if dice.random() < 0.8:
+        proto.opset_import.append(helper.make_opsetid("own", 1))
+
+
 def _change_structure(proto: onnx.ModelProto, _: Path, dice: random.Random) -> None:
     graph, what = proto.graph, dice.randrange(9)
     if what == 0:
@@ -428,7 +441,7 @@ def _change_structure(proto: onnx.ModelProto, _: Path, dice: random.Random) -> N
 
 MODEL_CHANGES = (
     _change_dims, _change_dtype, _make_external, _make_external, _change_data, _change_name, _change_shape, _nest,
-    _change_structure,
+    _change_structure, _call_functions,
 )  # fmt: skip
 
 
@@ -680,60 +693,74 @@ def manifest(folder: Path, dice: random.Random) -> Attempts:
     return {"read": read}
 
 
+ENGINE, PACKAGED = "engine", "package/tiny-fp32-cpu/1/passports"
+
+
 @cache
 def _passports() -> Path:
-    """An engine with its passport, and a package, made by hand once per process."""
-    from engineworks.engines.engine_files import PASSPORT_VERSION
-    from engineworks.host.file_digests import digest_file
+    """A folder with an engine and its passport, and one with its package, made once per process."""
+    from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
+    from engineworks.engines.passport import read_passport
+    from engineworks.engines.sidecar import Sidecar
+    from engineworks.engines.signing import Trust
+    from engineworks.package.draft import write_draft
+    from engineworks.package.package import PackagedEngine, write_package
+    from engineworks.recipe.load import load_recipe
+    from engineworks.tensors import TensorSpec
 
     folder = Path(tempfile.mkdtemp(prefix="engineworks-hostile-"))
-    engine = folder / "engine" / "engine.onnx"
-    engine.parent.mkdir()
-    engine.write_bytes(b"engine" * 100)
-    facts = {"bytes": 600, "sha256": digest_file(engine)}
-    body = {
-        "passport": PASSPORT_VERSION,
-        "engine": {
-            "id": "tiny/fp32/cpu", "precision": "fp32", "sha256": facts["sha256"], "files": {"engine.onnx": facts},
-            "target": {"name": "cpu", "backend": "onnxruntime", "compute_capability": [], "options": {}},
-            "inputs": [], "outputs": [],
-        },
-        "serving": {"cuda_graphs": False, "kernels": "eager"}, "steps": {"build": "0" * 64},
-        "verdict": {"verdict": "pass", "waived": [], "checks": []}, "versions": {}, "hardware": {},
-        "signature": {"algorithm": "ed25519", "key_id": "0" * 16, "value": "AAAA"},
-    }  # fmt: skip
-    (engine.parent / "passport.json").write_text(json.dumps(body, indent=1))
-    package = folder / "package"
-    passports = package / "tiny" / "passports"
-    (package / "tiny" / "1").mkdir(parents=True)
-    passports.mkdir()
-    shutil.copy(engine, package / "tiny" / "1" / "model.onnx")
-    (passports / "cpu.json").write_text(json.dumps(body))
-    described = {"cpu": {"passport": "passports/cpu.json", "files": {"engine.onnx": "1/model.onnx"}}}
-    (passports / "engines.json").write_text(json.dumps(described))
-    files = [f for f in package.rglob("*") if f.is_file()]
-    listed = {f.relative_to(package).as_posix(): digest_file(f) for f in files}
-    (package / "engineworks-package.json").write_text(json.dumps({"package": 1, "files": listed}))
+    engine, model = folder / ENGINE, folder / ENGINE / "engine.onnx"
+    engine.mkdir()
+    shutil.copy(template() / "recipes" / "tiny.onnx", model)
+    specs = TensorSpec("image", "float32", ("batch", 1, 4, 4)), TensorSpec("logits", "float32", ("batch", 3))
+    report = BuildReport(model.name, specs[:1], specs[1:], 0.0, {"onnxruntime": "1"})
+    sidecar = Sidecar.of(BuildRequest(model, engine, "fp32", ()), report, CPU, model)
+    (engine / sidecar.FILE).write_text(json.dumps(sidecar.to_json()))
+    write_draft(engine / "passport.json", engine, "tiny/fp32/cpu", Serving().to_json())
+    packaged = PackagedEngine(engine, read_passport(engine / "passport.json", Trust()))
+    write_package(load_recipe(template() / "recipes" / "tiny.yaml"), [packaged], folder / "package")
+    os.chdir(folder)
+    assert {command("verify", name)() for name in ("engine", "package")} == {0}, "what is not damaged is refused"
     return folder
 
 
+CPU: dict[str, Any] = {"backend": "onnxruntime", "compute_capability": [], "options": {}}
+
+
 def passport(folder: Path, dice: random.Random) -> Attempts:
+    from engineworks.host.file_digests import digest_file
+
+    given = _passports()
     fresh(folder)
-    shutil.copytree(_passports(), folder / "given")
+    shutil.copytree(given, folder / "given")
     changed = dice.choice((
-        "engine/passport.json", "engine/passport.json", "package/engineworks-package.json",
-        "package/tiny/passports/engines.json", "package/tiny/passports/cpu.json",
+        f"{ENGINE}/passport.json", f"{ENGINE}/passport.json", f"{ENGINE}/engine.json", f"{PACKAGED}/engines.json",
+        f"{PACKAGED}/cpu.json", "package/engineworks-package.json",
     ))  # fmt: skip
     file = folder / "given" / changed
     file.write_bytes(damaged_json(file.read_text(), dice))
-    if changed.startswith("package/tiny") and dice.random() < 0.8:  # the package's own digests follow
-        from engineworks.host.file_digests import digest_file
-
+    if changed.startswith(PACKAGED) and dice.random() < 0.8:  # the package's own digests follow
         listing = folder / "given" / "package" / "engineworks-package.json"
         value = json.loads(listing.read_text())
         value["files"][changed.removeprefix("package/")] = digest_file(file)
         listing.write_text(json.dumps(value))
-    return {"verify": command("verify", f"given/{changed.partition('/')[0]}")}
+    attempts = {"verify": command("verify", f"given/{changed.partition('/')[0]}")}
+    if changed.endswith("engine.json"):
+        attempts |= {"inspect": command("inspect", "given/engine"), "load": lambda: _load(folder / "given" / "engine")}
+    return attempts
+
+
+def _load(engine: Path) -> int:
+    """Load an engine that only its sidecar describes."""
+    from engineworks.engines.engine_session import load_engine
+    from engineworks.errors import EngineworksError
+
+    try:
+        load_engine(engine, CPU).close()
+    except EngineworksError as error:
+        print(error)
+        return error.exit_code
+    return 0
 
 
 KINDS: Mapping[str, tuple[Case, int]] = {

@@ -197,7 +197,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/digits.yaml")
     parser.add_argument("--only", default="digits/int8/cpu")
     given = parser.parse_args()
-    report: dict[str, Any] = {}
+    file = RESULTS / "kills-cpu.json"
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if given.race:
         report["race"] = run_race(given.race)
         print(json.dumps(report["race"]), flush=True)
@@ -205,7 +206,7 @@ def main() -> None:
     if given.kills:
         report["kills"] = run_kills(given.kills, given.seed, given.recipe, given.only)
         print(json.dumps(report["kills"]))
-    (RESULTS / "kills-cpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from engineworks.steps.step_job import StepJob
 from engineworks.store.open import open_store
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("tensorrt-rtx", "onnxruntime", "onnx", "numpy", "torch", "cuda-python", "cuda-bindings")
+LIBRARIES = ("tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "cuda-python", "cuda-bindings")
 
 BERT = """\
 recipe: bert

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -121,8 +120,6 @@ def main() -> None:
     missing = missing_libraries(S3_LIBRARIES)
     if missing:
         sys.exit(f"{', '.join(missing)} not installed; 'make nightly-demo' installs engineworks[s3-tests,postgres]")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="engineworks-nightly-"))
     code = 130
     try:
@@ -145,10 +142,6 @@ def main() -> None:
 def remove(folder: Path) -> None:
     """The store's files are read-only, its folders are not."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

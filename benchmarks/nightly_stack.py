@@ -71,6 +71,8 @@ class Stack:
         self._database_folder: Path | None = None
 
     def __enter__(self) -> Stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)  # or what was started would outlive this process
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         for name in ("logs", "temporary"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -268,6 +270,10 @@ def _python_path() -> str:
     """This checkout first, then what the caller has there."""
     before = os.environ.get("PYTHONPATH")
     return f"{ROOT}{os.pathsep}{before}" if before else str(ROOT)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _ignore_interrupts() -> None:

@@ -28,13 +28,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.engines.backends import builder, runner
-from engineworks.engines.backends.base import BuildRequest, Session
+from engineworks.engines.backends.base import BuildReport, BuildRequest, Session
 from engineworks.engines.engine_files import check_files
 from engineworks.engines.engine_session import load_engine
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
 from engineworks.host.file_digests import digest_file
 from engineworks.host.gpu import first_gpu
-from engineworks.tensors import InputRange, Profile
+from engineworks.tensors import InputRange, Profile, TensorSpec
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 256
@@ -74,11 +75,13 @@ def make_engine(folder: Path, backend: str, answer: float, *, external: bool) ->
         assert gpu is not None, "there is no GPU"
         assert build is not None
         build.build(BuildRequest(source, folder, "fp32", (PROFILE,), (gpu.compute_capability,)), lambda _: None)
-    specs = [{"name": n, "dtype": "float32", "shape": [1, WIDTH]} for n in ("x", "y")]
-    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine"), "inputs": specs[:1], "outputs": specs[1:]}
-    (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    x, y = (TensorSpec(n, "float32", (1, WIDTH)) for n in ("x", "y"))
+    report, request = BuildReport("engine", (x,), (y,), 0.0, {}), BuildRequest(folder / "engine", folder, "fp32", ())
+    sidecar = Sidecar.of(request, report, {}, request.model)
+    (folder / sidecar.FILE).write_text(json.dumps(sidecar.to_json()), encoding="utf-8")
     files = {f.name: {"sha256": digest_file(f), "bytes": f.stat().st_size} for f in folder.iterdir()}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    manifest = {"key": "", "step": "t/build", "document": {}, "seconds": 0.0, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def by_path(folder: Path, target: dict[str, Any]) -> Session:

@@ -23,13 +23,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow.pyfunc
 import numpy as np
 from leak_ways import RTX_WAYS, WAYS
+from serving_cost import NAME, identity_config, serving_cost, write_identity
 
+from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.engines.engine_session import load_engine
 from engineworks.host.file_digests import FileDigests
@@ -38,6 +41,7 @@ from engineworks.host.packages import installed_version
 from engineworks.host.triton import InstalledServer, find_server
 from engineworks.measure.slopes import slopes
 from engineworks.package.package import PackagedEngine, write_package
+from engineworks.package.python_model import padded_sizes
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipes
 from engineworks.recipe.release import largest_batch
@@ -45,8 +49,7 @@ from engineworks.release.sources import built_engines
 from engineworks.serving.answers import ask, ask_at_once, questions, refusals, spread
 from engineworks.serving.batching import largest_rate, settings, sweep
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.costs import cold_starts, serving_cost
-from engineworks.serving.identity import NAME, identity_config, write_identity
+from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.server import StartedServer, started
 from engineworks.serving.soak import reload_model
@@ -55,8 +58,8 @@ from engineworks.store.open import open_store
 from engineworks.tracking.roles import FOLDER, LOADER
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("answers", "costs", "load", "batching", "soak", "cold", "leak")
-VERSIONS = ("tensorrt-rtx", "onnxruntime", "tritonclient", "mlcommons-loadgen")
+PARTS = ("answers", "costs", "load", "batching", "soak", "cold", "first_runs", "leak")
+VERSIONS = ("tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "tritonclient", "mlcommons-loadgen")
 MOST_COST, READY_S, MOST_SLOPE_KIB = 1.3, 3.0, 64.0
 
 
@@ -156,6 +159,25 @@ def cold(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     return result
 
 
+def first_runs(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
+    """Milliseconds of the first and the second run of every batch size by a new session, by way of making kernels."""
+    target, result = {**served.engine.passport.body["engine"]["target"]}, dict[str, Any]()
+    row, sizes = served.single[0].feeds, padded_sizes(max(1, served.most))
+    ways: tuple[Literal["lazy", "eager", "none"], ...] = ("lazy", "eager", "none")
+    for way in ways if served.engine.passport.target.backend == "tensorrt_rtx" else ways[:1]:
+        session = load_engine(served.engine.folder, target, serving=Serving(kernels=way))
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for _, size in product(range(2), sizes):
+            feeds = {name: np.repeat(a[:1], size, axis=0) if served.most else a for name, a in row.items()}
+            start = time.perf_counter()
+            session.run(feeds)
+            times[size].append(1000 * (time.perf_counter() - start))
+        session.close()
+        result[way] = times
+        echo(f"first runs, {way}: " + ", ".join(f"{size}: {t[0]:.1f} then {t[1]:.1f} ms" for size, t in times.items()))
+    return result
+
+
 def leak(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, our loader and MLflow's."""
     passport = served.engine.passport
@@ -219,7 +241,7 @@ def measure(
     limits = {"p99_ms": arguments.p99_ms, "seconds": arguments.seconds}
     work: dict[str, Callable[..., dict[str, Any]]] = {
         "answers": answers, "costs": costs, "load": partial(load, **limits), "batching": partial(batching, **limits),
-        "cold": cold, "soak": partial(soak, reloads=arguments.reloads), "leak": leak,
+        "cold": cold, "first_runs": first_runs, "soak": partial(soak, reloads=arguments.reloads), "leak": leak,
     }  # fmt: skip
     for engine in engines:
         name = engine.passport.id
@@ -268,7 +290,7 @@ def _checks(name: str, result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for way in ("grpc", "http", "4 clients"):
         if way in answered:
             one, allowed = answered[way], max(1e-3, 4 * answered["spread"])
-            worst = max(one["worst"].values(), default=float("inf"))
+            worst = max((float("inf") if e is None else e for e in one["worst"].values()), default=float("inf"))
             text = f"{name}: {way}: {one['equal']} of {one['requests']} answers equal, worst row {worst:.2g}"
             yield text, worst <= allowed and not one["errors"]
     if (ratio := result.get("costs", {}).get("ratio")) is not None:

@@ -36,9 +36,9 @@ import numpy as np
 from engineworks.builds.step import alone_on_this_host
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.backends.base import BuildRequest, Serving, Session
+from engineworks.engines.sidecar import Sidecar
 from engineworks.host.child import ChildPool
 from engineworks.host.cpu import describe
-from engineworks.host.file_digests import digest_file
 from engineworks.measure.interleave import Side
 from engineworks.measure.regression import CONFIDENCE
 from engineworks.recipe.samples import open_samples
@@ -106,10 +106,9 @@ def attempt_in_child(payload: Mapping[str, Any]) -> dict[str, Any]:
 def build_in_child(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Build the engine. Called in a child process, for ONNX Runtime prints a lot."""
     out = Path(payload["out"])
-    report = onnxruntime.build(BuildRequest(MODEL, out, "fp32", ()), lambda _: None)
-    tensors = {"inputs": [s.to_json() for s in report.inputs], "outputs": [s.to_json() for s in report.outputs]}
-    sidecar = {"engine": report.file, "sha256": digest_file(out / report.file), **tensors}
-    (out / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    request = BuildRequest(MODEL, out, "fp32", ())
+    sidecar = Sidecar.of(request, onnxruntime.build(request, lambda _: None), {}, MODEL)
+    (out / sidecar.FILE).write_text(json.dumps(sidecar.to_json()), encoding="utf-8")
     return {}
 
 

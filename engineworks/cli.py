@@ -59,7 +59,7 @@ Compare = Annotated[
     str | None,
     typer.Option(
         "--compare",
-        help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated).",
+        help="Measure these next to the engines: pytorch, ort-cpu, ort-cuda (comma-separated).",
         autocompletion=peers,
     ),
 ]
@@ -128,13 +128,13 @@ def plan(
     compare: Compare = None,
     mode: Mode = "full",
     as_json: Json = False,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if a step has to run.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
     every: All = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show every step of a build, whether it is cached, and why it is to do.
+    """Show each step of a build: cached, or why it has to run.
 
     Examples:
         engineworks plan recipes/digits.yaml

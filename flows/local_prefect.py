@@ -23,7 +23,6 @@ import contextlib
 import importlib
 import logging
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -124,14 +123,6 @@ class LocalPrefect:
             last.push(self._undo)
             if server is None or server.lives():
                 drain()
-
-    def pages_hint(self) -> str:
-        """Return how to open Prefect's pages with these runs, for the end of a build's output."""
-        if self.given_url:
-            return f"Prefect's pages: on the server at {self.given_url}"
-        environment = {"PREFECT_HOME": str(self.home), **NO_TELEMETRY}
-        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        return f"Prefect's pages: {variables} prefect server start, then open http://127.0.0.1:4200"
 
 
 @contextlib.contextmanager

@@ -50,12 +50,12 @@ def release_planned(plan: Plan, settings: Settings, only: str | None, champions:
 
 def _released(build: Build, champions: Champions) -> State[ReleaseResult]:
     listener().planned(build.plan)
-    result = release_judged(build, champions)
+    result = release_evaluated(build, champions)
     message = "; ".join(f"{e.id}: {e.message}" for e in result.engines)
     return ended(message, result, good=result.exit_code() == 0)
 
 
-def release_judged(build: Build, champions: Champions) -> ReleaseResult:
+def release_evaluated(build: Build, champions: Champions) -> ReleaseResult:
     """Build and evaluate, then release one engine after the other."""
     evaluated = build_and_evaluate(build, str(flow_run.get_id() or ""))
     released = [

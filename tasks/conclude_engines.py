@@ -31,12 +31,12 @@ def conclude_engines(build: Build, run: SpooledRun, recipe: str) -> None:
 
 
 def _conclude(build: Build, run: SpooledRun, engine: PlannedEngine) -> EngineResult:
-    judged = engine_result(build.plan, engine, build.results, build.failures)
+    evaluated = engine_result(build.plan, engine, build.results, build.failures)
     try:
-        result = with_passport(build.plan, judged, build.store, build.origin)
+        result = with_passport(build.plan, evaluated, build.store, build.origin)
     except StoreError as error:  # a full disk: this engine failed, the others are still recorded
         failure = Failure(f"{engine.id}/passport", str(error))
-        result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
+        result = replace(evaluated, verdict="failed", checks=(), failure=evaluated.failure or failure)
     record = engine_record(build.plan, result, build.ladder_statements.get(engine.id, ""))
     note = engine_note(result, _report_page(build, run))
     run.record_engine(replace(record, tags={**record.tags, NOTE: note}))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.errors import EngineworksError, InputError
+from engineworks.measure.gates.gates import message_of
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 
 RecipeStatus = Literal["unchanged", "built", "refused", "lost"]
@@ -92,7 +93,7 @@ def night_of_result(verdicts: Mapping[str, Any], chosen: Chosen, status: RecipeS
     engines = [
         EngineNight(e["id"], _status(e), _message(e), _failed_check(e).get("name", "")) for e in verdicts["engines"]
     ]
-    engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
+    engines += [EngineNight(r["id"], "refused", message_of(r)) for r in verdicts["refused"]]
     file = str(chosen.path)
     return RecipeNight(verdicts["recipe"], file, status, tuple(engines), verdicts=verdicts, data=chosen.data)
 
@@ -166,12 +167,12 @@ def _reasons(recipe: RecipeNight) -> Iterator[tuple[str, str, str]]:
 
 
 def _failed_by_all_fp32(engines: Sequence[EngineNight]) -> EngineNight | None:
-    """An fp32 engine, where all that were judged fail one accuracy check that an engine of another precision fails."""
-    judged = [e for e in engines if _precision(e.id) == "fp32" and e.status not in ("unmeasured", "refused")]
-    failed = {(e.status, e.check) for e in judged}
+    """An fp32 engine, where all with a verdict fail one accuracy check that an engine of another precision fails."""
+    evaluated = [e for e in engines if _precision(e.id) == "fp32" and e.status not in ("unmeasured", "refused")]
+    failed = {(e.status, e.check) for e in evaluated}
     ((status, check),) = failed if len(failed) == 1 else {("", "")}
     others = any((e.status, e.check) == (status, check) for e in engines if _precision(e.id) != "fp32")
-    return judged[0] if status == "fail" and check.startswith(("metric", "cosine")) and others else None
+    return evaluated[0] if status == "fail" and check.startswith(("metric", "cosine")) and others else None
 
 
 def _precision(engine: str) -> str:
@@ -217,7 +218,7 @@ def _status(engine: Mapping[str, Any]) -> str:
 def _message(engine: Mapping[str, Any]) -> str:
     if engine["error"]:
         return str(engine["error"])
-    return str(_failed_check(engine).get("sentence", ""))
+    return message_of(_failed_check(engine))
 
 
 def _failed_check(engine: Mapping[str, Any]) -> Mapping[str, Any]:

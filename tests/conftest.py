@@ -101,6 +101,15 @@ def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measures_beside_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Builds of a host measure one after the other; those of tests wait for no other worker, and for no other build."""
+    folder = tmp_path_factory.mktemp("locks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engineworks.builds.step.private_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose recipes/ holds `tiny.yaml`; it is the current folder, and artifacts/ lies in it."""

@@ -23,7 +23,7 @@ from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionValues, Link, Point
-from tests.typed_reports import comparison_json, latency_json, shape_json
+from tests.typed_reports import comparison_json, latency_json, shape_json, sidecar
 
 NOW = 1_795_200_000.0
 P50 = {"fp32": 0.182, "fp16": 0.097, "int8": 0.071}
@@ -54,7 +54,7 @@ def measured(precision: str, target: str) -> EngineResult:
     size = {"fp32": 44, "fp16": 22, "int8": 12}[precision] * 2**20
     return EngineResult(
         f"classifier/{precision}/{target}", verdict, tuple(checks),
-        sidecar={"bytes": size, "sha256": precision * 8, "build_seconds": 12.5, "versions": {}},
+        sidecar=sidecar(bytes=size, sha256=precision * 8, build_seconds=12.5, versions={}),
         accuracy=accuracy(precision), latency=latency(precision), champion_comparison=champion_comparison(),
         recommendation=Recommendation(16, "batch 16: 88,000 samples/s at 0.18 ms, within 0.5 ms"),
         layers=layers(precision),
@@ -85,7 +85,7 @@ def unmeasured() -> EngineResult:
     why = Check("accuracy", "unmeasured", "Not run: no NVIDIA GPU here; the target's engines run on 8.9.")
     return EngineResult(
         "classifier/fp16/rtx40", "unmeasured", (why,),
-        sidecar={"bytes": 21 * 2**20, "sha256": "r" * 32, "build_seconds": 9.0, "versions": {}},
+        sidecar=sidecar(bytes=21 * 2**20, sha256="r" * 32, build_seconds=9.0, versions={}),
     )  # fmt: skip
 
 

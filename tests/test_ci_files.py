@@ -50,7 +50,7 @@ def test_github_plans_builds_and_hands_on_the_most_severe_code_with_a_comment(tm
     steps, output = github_steps(), tmp_path / "output"
     done = shell(steps["Plan what changed"]["run"], tmp_path, GITHUB_OUTPUT=str(output), BASE="abc")
     assert done.returncode == 0, done.stderr
-    done = shell(steps["Build and judge what runs here"]["run"], tmp_path, GITHUB_OUTPUT=str(output))
+    done = shell(steps["Build and evaluate what runs here"]["run"], tmp_path, GITHUB_OUTPUT=str(output))
     assert done.returncode == 0, done.stderr
     assert output.read_text().split() == ["build=yes", "code=1"]
     comment = (tmp_path / "comment.md").read_text()

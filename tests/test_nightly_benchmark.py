@@ -32,6 +32,26 @@ def run(nightly: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
     return int(ended.value.code or 0)
 
 
+STACK = """
+import sys, time
+from pathlib import Path
+from nightly_stack import Stack
+with Stack(Path(sys.argv[1]), print) as stack:
+    stack.start("sleeper", "python", "-c", "import time; time.sleep(60)")
+    print(stack.children["sleeper"].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_night_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STACK, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT / "benchmarks", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as night:
+        assert night.stdout is not None
+        started = int(night.stdout.readline())
+        night.terminate()
+    assert not Path("/proc", str(started)).exists()
+
+
 def test_of_many_processes_one_builds(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "nightly.py"), "--only", "race", "--processes", "20"]

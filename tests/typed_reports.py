@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engineworks.engines.sidecar import Sidecar
+from engineworks.host.file_digests import digest_file
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
+from engineworks.measure.serving_report import ServingReport
 from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.model.fold.report import FoldReport
 
@@ -77,13 +81,40 @@ def champion_comparison(method: str = "measured", **changes: Any) -> ChampionCom
 
 
 def sidecar(**changes: Any) -> Sidecar:
+    """changes: values of its fields, not their JSON; none is checked."""
     spec = {"name": "y", "dtype": "float32", "shape": ["batch", 3]}
     known = {
         "engine": "engine", "sha256": "0" * 64, "bytes": 9, "precision": "fp32", "target": {"backend": "onnxruntime"},
         "inputs": [spec | {"name": "x"}], "outputs": [spec], "profiles": [], "model_sha256": "1" * 64,
         "build_seconds": 0.5, "versions": {"onnxruntime": "1.27"}, "details": {"notes": []},
     }  # fmt: skip
-    return Sidecar.from_json(known | changes)
+    return replace(Sidecar.from_json(known), **changes)
+
+
+def write_sidecar(folder: Path, **changes: Any) -> Sidecar:
+    """Describe the file `engine` of the folder, with its digest."""
+    written = sidecar(**{"sha256": digest_file(folder / changes.get("engine", "engine")), **changes})
+    (folder / written.FILE).write_text(json.dumps(written.to_json()), encoding="utf-8")
+    return written
+
+
+LOADGEN = {"result": "VALID", "reasons": [], "p99_estimate_ms": None, "early_stopping": ""}
+ANSWERS = {"requests": 27, "equal": 26, "worst": {"y": 0.0}, "errors": []}
+
+
+def load_json(**changes: Any) -> dict[str, Any]:
+    known = {
+        "scenario": "server", "qps": 100.0, "limit_p99_ms": 15.0, "seconds": 60.0, "queries": 6000, "errors": 0,
+        "first_error": "", "completed_per_s": 99.0, "latency_ms_p50": 2.0, "latency_ms_p90": 3.0, "latency_ms_p99": 9.0,
+        "loadgen": LOADGEN, "batches": {}, "others": 0.05,
+    }  # fmt: skip
+    return known | changes
+
+
+def serving(**changes: Any) -> ServingReport:
+    """changes: as JSON."""
+    known = {"server": {}, "model": "m", "answers": {"grpc": ANSWERS}, "spread": 0.0, "refusals": []}
+    return ServingReport.from_json(known | changes)
 
 
 def calibration() -> CalibrationReport:

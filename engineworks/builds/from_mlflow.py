@@ -10,10 +10,10 @@ from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.recorded import engine_runs, read_json, read_report, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import step_fact_from_json
-from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.gates.gates import Check, message_of
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
@@ -44,7 +44,7 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         recipe=build.recipe,
         run=build.run_id,
         engines=tuple(_engine(tracking, run, plan.get("resolved", {})) for run in runs),
-        refused=tuple(Refused(r["id"], r["sentence"]) for r in plan.get("refused", ())),
+        refused=tuple(Refused(r["id"], message_of(r)) for r in plan.get("refused", ())),
         steps=StepCounts(*(int(metrics.get(f"steps_{k}", 0)) for k in ("run", "reused", "failed"))),
         seconds=metrics.get("build_s", 0.0),
         warnings=tuple(warnings.splitlines()),
@@ -80,7 +80,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         id=run.engine or run.name,
         verdict=verdict,
         checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
-        sidecar=read(SIDECAR_FILE) or {},
+        sidecar=read_report(tracking, run.run_id, Sidecar),
         accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
         champion_comparison=read_report(tracking, run.run_id, ChampionComparison),

@@ -88,7 +88,7 @@ def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         computes=planned.computes,
         latency_ms=shape.latency_ms_p50 if shape else None,
         doubt=next(iter(shape.complaints if shape else ()), ""),
-        bytes=engine.sidecar.get("bytes"),
+        bytes=engine.bytes,
         metric=engine.metric,
         cosine=accuracy.worst_cosine if accuracy else None,
         quality=accuracy.quality if accuracy else None,

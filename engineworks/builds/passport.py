@@ -85,24 +85,25 @@ def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return a passport's contents without the hour and the signature, as JSON."""
-    built = store.require(engine.keys["build"])
+    built, sidecar = store.require(engine.keys["build"]), engine.sidecar
+    assert sidecar is not None  # it was built
     _, precision, target = engine.id.split("/")
     reports = _reports(engine, store)
     return {
         "passport": PASSPORT_VERSION,
         "engine": {
             "id": engine.id, "precision": precision,
-            "target": {"name": target, **engine.sidecar["target"]},
-            "sha256": engine.sidecar["sha256"],
+            "target": {"name": target, **sidecar.target},
+            "sha256": sidecar.sha256,
             "files": {n: dict(f) for n, f in built.files.items() if n not in NOT_SHIPPED},
-            **{k: engine.sidecar[k] for k in ("inputs", "outputs", "details", "model_sha256")},
+            **sidecar.passport_facts(),
         },
         "recipe": dict(origin),
         "digests": {s.kind: dict(d) for s in plan.needed(engine.keys.values()) if (d := s.document["digests"])},
         "steps": dict(engine.keys),
-        "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
+        "versions": {"engineworks": installed_version("engineworks"), **sidecar.versions},
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
-        "profiles": engine.sidecar["profiles"],
+        "profiles": sidecar.profiles,
         "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json", exclude={"load"}),
         "reports": {n: _shortened(_report(engine, a, n)) for a in reports for n in a.files if n.endswith(".json")},
         "report_digests": {n: f["sha256"] for a in reports for n, f in a.files.items() if n not in NOT_SHIPPED},
@@ -121,12 +122,12 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """Return the report in a file; the engine already holds those that it was evaluated by."""
     champion = engine.champion_comparison
-    judged_by = {
+    limits_of = {
         ("compare", Accuracy.FILE): engine.accuracy.to_json() if engine.accuracy else None,
         ("measure", Latency.FILE): engine.latency.to_json() if engine.latency else None,
         ("compare-champion", ChampionComparison.FILE): champion.to_json() if champion else None,
     }
-    known = judged_by.get((artifact.step.rpartition("/")[2], name))
+    known = limits_of.get((artifact.step.rpartition("/")[2], name))
     return artifact.read_json(name) if known is None else known
 
 

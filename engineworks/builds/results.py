@@ -28,9 +28,10 @@ from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
+from engineworks.measure.serving_report import ServingReport
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.kinds import SERVING_FILE, StepName
+from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
@@ -64,11 +65,11 @@ class EngineResult:
     verdict: EngineVerdict
     checks: tuple[Check, ...]
     path: Path | None = None
-    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    sidecar: Sidecar | None = None
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     champion_comparison: ChampionComparison | None = None
-    serving: Mapping[str, Any] | None = None
+    serving: ServingReport | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
@@ -87,6 +88,16 @@ class EngineResult:
         return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
 
     @property
+    def digest(self) -> str | None:
+        """The engine's sha256, None if it was not built."""
+        return self.sidecar.sha256 if self.sidecar else None
+
+    @property
+    def bytes(self) -> int | None:
+        """The size of all its files, None if it was not built."""
+        return self.sidecar.bytes if self.sidecar else None
+
+    @property
     def metric(self) -> float | None:
         """The engine's task metric."""
         return self.accuracy.metric.engine if self.accuracy and self.accuracy.metric else None
@@ -97,14 +108,14 @@ class EngineResult:
             "id": self.id,
             "path": str(self.path) if self.path else None,
             "passport": str(self.passport) if self.passport else None,
-            "digest": self.sidecar.get("sha256"),
-            "bytes": self.sidecar.get("bytes"),
+            "digest": self.digest,
+            "bytes": self.bytes,
             "verdict": self.verdict,
             "waived": list(self.waived),
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy.to_json() if self.accuracy else {},
             **{k: getattr(first, k, None) for k in _HEADLINE},
-            "served": served_summary(self.serving) if self.serving else None,
+            "served": self.serving.summary() if self.serving else None,
             "champion": self.champion_comparison.summary() if self.champion_comparison else None,
             "load_ms": latency.load_ms if latency else None,
             "latency": {name: s.without_samples() for name, s in latency.shapes.items()} if latency else {},
@@ -121,12 +132,6 @@ class EngineResult:
             return None
         points = [point.without_samples() for point in self.latency.sweep]
         return {**(self.recommendation.to_json() if self.recommendation else {}), "points": points}
-
-
-def served_summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a serving report without its readings."""
-    reload = {k: v for k, v in report.get("reload", {}).items() if k not in ("readings", "load_s")}
-    return {**report, "reload": reload}
 
 
 _HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
@@ -249,14 +254,15 @@ def engine_result(
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
     against = store.get(engine.steps["compare_champion"]) if "compare_champion" in engine.steps else None
     comparison = against.read(ChampionComparison) if against else None
-    served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
-    sidecar = built.read(Sidecar).to_json() if built else {}
-    verdict = _judge(plan, engine, accuracy, latency, comparison, served)
+    serve = store.get(engine.steps["serve"]) if "serve" in engine.steps else None
+    served = serve.read(ServingReport) if serve else None
+    sidecar = built.read(Sidecar) if built else None
+    verdict = _evaluate(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
         checks=() if failure else verdict.checks,
-        path=built.file(sidecar["engine"]) if built else None,
+        path=built.file(sidecar.engine) if built and sidecar else None,
         sidecar=sidecar,
         accuracy=accuracy,
         latency=latency,
@@ -272,7 +278,7 @@ def engine_result(
 
 def build_notes(engines: Iterable[EngineResult]) -> tuple[str, ...]:
     """Return the builders' notes on engines that could not be made as usual."""
-    return tuple(f"{e.id}: {note}" for e in engines for note in e.sidecar.get("details", {}).get("notes", ()))
+    return tuple(f"{e.id}: {note}" for e in engines if e.sidecar for note in e.sidecar.details.get("notes", ()))
 
 
 def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
@@ -303,13 +309,13 @@ def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
 
 
-def _judge(
+def _evaluate(
     plan: Plan,
     engine: PlannedEngine,
     accuracy: Accuracy | None,
     latency: Latency | None,
     comparison: ChampionComparison | None,
-    served: Any,
+    served: ServingReport | None,
 ) -> Verdict:
     recipe = plan.loaded.of(engine.target).recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
@@ -348,7 +354,3 @@ def _log(artifact: Artifact | None) -> str:
     if artifact is None or LOG_FILE not in artifact.files:
         return ""
     return artifact.file(LOG_FILE).read_text(encoding="utf-8", errors="replace")
-
-
-def _read(artifact: Artifact | None, name: str) -> Any:
-    return artifact.read_json(name) if artifact else None

@@ -93,7 +93,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
     texts[STEP_DOCUMENTS_FILE] = _documents(plan, engine)
     if engine.sidecar:
-        texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
+        texts[SIDECAR_FILE] = json.dumps(engine.sidecar.to_json(), indent=1)
     if engine.accuracy:
         texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
     if engine.latency:
@@ -121,7 +121,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         | {name: text for name, text in ((LADDER, ladder), (DATASETS, _datasets(plan, engine))) if text},
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
-        engine_digest=engine.sidecar.get("sha256"),
+        engine_digest=engine.digest,
         store_keys=(*plan.closure(engine.keys.values()), *([engine.passport.parent.name] if engine.passport else [])),
         series=_series(engine),
     )
@@ -171,7 +171,7 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
     limits = next((v for k, v in plan.loaded.recipe.accuracy.limits.items() if k == precision), None)
     limited = flatten(limits.model_dump(exclude_none=True), "limits") if limits else {}
     limited |= _performance_limits(plan)
-    versions = flatten(engine.sidecar.get("versions", {}), "versions")
+    versions = flatten(engine.sidecar.versions if engine.sidecar else {}, "versions")
     return {"precision": precision, "target": target, **limited, **versions}
 
 
@@ -234,17 +234,16 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
-        load = engine.serving.get("load") or {}
-        rates = {"served_ready_s": engine.serving.get("ready_s")}
-        rates |= {"served_per_s": load.get("rate", load.get("completed_per_s"))}
-        rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
+        load = engine.serving.load
+        rates = {"served_ready_s": engine.serving.ready_s, "served_per_s": load.rate if load else None}
+        rates |= {f"served_{k}": getattr(load, k, None) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
         metrics |= {name: float(value) for name, value in rates.items() if value is not None}
     for shape, compared in engine.champion_comparison.shapes.items() if engine.champion_comparison else ():
         low, high = compared.interval or (None, None)
         ratios = {"ratio": compared.ratio, "ratio_low": low, "ratio_high": high}
         metrics |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
-        metrics |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+        metrics |= {"engine_bytes": engine.sidecar.bytes, "build_s": engine.sidecar.build_seconds}
     metrics |= _headline(engine)
     return {k: float("nan") if v is None else float(v) for k, v in metrics.items()}
 
@@ -256,7 +255,7 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     `tracking.pages.HEADLINE`.
     """
     first = engine.latency.first if engine.latency else None
-    cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
+    cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.bytes
     values: dict[str, Any] = {
         "p50_ms": first and first.latency_ms_p50, "p99_ms": first and first.latency_ms_p99,
         "samples_per_s": first and first.throughput_per_s, "memory_mib": first and first.memory_mib,

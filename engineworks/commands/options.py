@@ -69,5 +69,5 @@ class Command(TyperCommand):
 All = Annotated[bool, typer.Option("--all", help="List every engine, also those that cannot run here.")]
 Champions = Annotated[bool, typer.Option("--champions", help="MLflow's champions, not what is built here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the result.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more.")]

@@ -43,7 +43,7 @@ def package(
 
     models, engines, left = _package(recipe, out, any_of(only), champions=champions, unmeasured=unmeasured)
     if as_json:
-        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.message} for engine in left]
+        left_out = [{"id": engine.id, "verdict": engine.verdict, "message": engine.message} for engine in left]
         packaged = [e.passport.id for e in engines]
         terminal.print_json(
             {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}

@@ -21,7 +21,7 @@ def rehearse(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Build with other versions of packages beside the present ones, and compare.
+    """Build with other package versions, and compare with the present ones.
 
     Exits 1 if anything is worse. Champions are not touched.
 

@@ -24,7 +24,7 @@ from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from engineworks.commands.serve_jobs import Judged, Selected, Server
+    from engineworks.commands.serve_jobs import Selected, Served, Server
     from engineworks.recipe.recipe import Recipe
     from engineworks.release.sources import LeftOut
 
@@ -87,7 +87,7 @@ class Options:
             raise InputError("--memory-mib is the budget of --together", hint="add --together")
 
     def limits(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Return the load that is judged: the command's, else the recipe's, else None."""
+        """Return the load that is evaluated: the command's, else the recipe's, else None."""
         asked = recipe.performance.serving.load
         return self._given() if self.qps else asked.model_dump(mode="json") if asked else None
 
@@ -119,7 +119,7 @@ def serve(
 ) -> None:
     """Serve the recipe's packages on a Triton server and check them.
 
-    The server is the one that 'make triton' installs or ENGINEWORKS_TRITON names; nothing of it is left afterwards.
+    The server is the one that 'make triton' installs or ENGINEWORKS_TRITON names; it is stopped afterwards.
     Exits 1 if a check failed, 3 if one did not decide.
 
     Examples:
@@ -137,8 +137,8 @@ def serve(
     _require_server(options)
     served, left = _serve(recipes, any_of(only), options, quiet=as_json)
     if as_json:
-        left_out = [{"id": e.id, "sentence": e.message} for e in left]
-        terminal.print_json({"engines": [judged.to_json() for judged in served], "left_out": left_out})
+        left_out = [{"id": e.id, "message": e.message} for e in left]
+        terminal.print_json({"engines": [engine.to_json() for engine in served], "left_out": left_out})
     else:
         for engine in left:
             terminal.echo(f"{engine.id}: {engine.message}")
@@ -163,8 +163,8 @@ def _require_server(options: Options) -> None:
 
 def _serve(
     recipes: list[Path], only: str | None, options: Options, *, quiet: bool
-) -> tuple[list[Judged], list[LeftOut]]:
-    """Return what was served, each said as soon as it is judged, and the engines that were left out."""
+) -> tuple[list[Served], list[LeftOut]]:
+    """Return what was served, each printed as soon as it is evaluated, and the engines that were left out."""
     from engineworks.commands.plans import read_plans
     from engineworks.commands.serve_jobs import Server
     from engineworks.host.child import ChildPool
@@ -178,14 +178,14 @@ def _serve(
         several = [jobs.select(plan, only, champions=options.champions, shadow=options.shadow) for plan in plans]
         left = [engine for selected in several for engine in selected.left]
         require_some([e for s in several for e in s.engines], left, lambda engine: f"{engine.id} {engine.message}")
-        for judged in _run(jobs, several, options):
-            served.append(judged)
+        for engine in _run(jobs, several, options):
+            served.append(engine)
             if not quiet:
-                judged.echo()
+                engine.echo()
     return served, left
 
 
-def _run(jobs: Server, several: list[Selected], options: Options) -> Iterator[Judged]:
+def _run(jobs: Server, several: list[Selected], options: Options) -> Iterator[Served]:
     if options.together:
         yield from jobs.together(several, options.memory_mib, options.seconds)
         return

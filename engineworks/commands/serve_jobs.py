@@ -1,4 +1,4 @@
-"""The jobs of `engineworks serve`: each serves one engine's package in a child and judges its report."""
+"""The jobs of `engineworks serve`: each serves one engine's package in a child and evaluates its report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from engineworks.measure.gates.gates import Check, worst
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.gates.shadow import shadow_checks, shadow_limits
 from engineworks.measure.gates.together import together_checks
+from engineworks.measure.serving_report import ServingReport
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.documents import Documents
-from engineworks.plan.kinds import SERVING_FILE, SHADOW_FILE, TOGETHER_FILE
+from engineworks.plan.kinds import SHADOW_FILE, TOGETHER_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.release.sources import LeftOut, built_engines, champion_engines
@@ -34,7 +35,7 @@ TOGETHER_S = 10.0
 
 
 @dataclass(frozen=True)
-class Judged:
+class Served:
     """A served engine: its checks and its report."""
 
     id: str
@@ -88,17 +89,17 @@ class Server:
         engines = [engine for engine in built if engine.passport.id not in without]
         return Selected(plan, engines, {engine.passport.id: engine for engine in fetched}, [*more, *left])
 
-    def serve(self, selected: Selected, more: Job, limits: Job | None) -> Iterator[Judged]:
+    def serve(self, selected: Selected, more: Job, limits: Job | None) -> Iterator[Served]:
         """Run the step `serve` for each. more: parameters that replace the recipe's; limits: of the load."""
         for engine in selected.engines:
             job = job_of(selected.plan, self._store, engine, "serve")
             job["params"] |= more
             job["inputs"] |= {"build": str(engine.folder)}
             job["unkeyed"] |= {"passport": str(engine.passport.source)}
-            report = self._run(job, SERVING_FILE)
-            yield Judged(engine.passport.id, serving_checks(report, limits, ""), report)
+            report = ServingReport.from_json(self._run(job, ServingReport.FILE))
+            yield Served(engine.passport.id, serving_checks(report, limits, ""), report.to_json())
 
-    def shadow(self, selected: Selected, requests: Path | None, seconds: float | None) -> Iterator[Judged]:
+    def shadow(self, selected: Selected, requests: Path | None, seconds: float | None) -> Iterator[Served]:
         """Serve each candidate beside its champion. requests: recorded ones. seconds: that timing may take, by default
         the recipe's `performance.regression.max_s`."""
         recipe = selected.plan.loaded.recipe
@@ -117,11 +118,11 @@ class Server:
                 job["unkeyed"] |= paths
             job["unkeyed"] |= {"requests": str(requests.resolve())} if requests else {}
             report = self._run(job, SHADOW_FILE)
-            yield Judged(candidate.passport.id, shadow_checks(report, limits), report)
+            yield Served(candidate.passport.id, shadow_checks(report, limits), report)
 
     def together(
         self, several: Sequence[Selected], memory_mib: float | None, seconds: float | None
-    ) -> Iterator[Judged]:
+    ) -> Iterator[Served]:
         """Serve all engines on one server at once. memory_mib: the budget of all."""
         parts, limits = list[Job](), dict[str, float | None]()
         for selected in several:
@@ -142,7 +143,7 @@ class Server:
             {"kind": "together", "id": "together", "params": params, "inputs": {}, "unkeyed": {}}, TOGETHER_FILE
         )
         p99 = {model: limits[engine] for model, engine in report["engines"].items()}
-        yield Judged("together", together_checks(report, memory_mib, p99), report)
+        yield Served("together", together_checks(report, memory_mib, p99), report)
 
     def _run(self, job: Job, report: str) -> Mapping[str, Any]:
         out = self._folder / f"served{len(list(self._folder.iterdir()))}"

@@ -57,13 +57,13 @@ def _print(explanation: Explanation) -> None:
         place = f"  ({difference.place})" if difference.place else ""
         terminal.echo(f"  {difference.kind:9} {difference.what}{read_by}{place}")
     if explanation.differences and not explanation.rebuilt and explanation.complete:
-        terminal.echo("  no step of this engine reads that: nothing was done anew")
+        terminal.echo("  no step of this engine reads that: nothing was rebuilt")
     if explanation.rebuilt:
-        terminal.echo(f"  so these steps were done anew: {', '.join(explanation.rebuilt)}")
+        terminal.echo(f"  so these steps ran again: {', '.join(explanation.rebuilt)}")
     if not explanation.complete:
         terminal.echo("  (an older run did not record all of its steps, and the store has them no more)")
     if explanation.effects:
-        terminal.echo("  what came of it:")
+        terminal.echo("  effect:")
     for effect in explanation.effects:
         note = f"; {effect.note}" if effect.note else ""
         terminal.echo(f"    {effect.name}: {effect.before} → {effect.after}{note}")

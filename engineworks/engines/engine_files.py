@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from engineworks.errors import TrustError
 from engineworks.host.file_digests import digest_file
@@ -20,8 +18,6 @@ STATEMENTS_FILE = "statements.json"
 
 LOG_FILE = "log.txt"
 """The output of a step, in its own artifact."""
-
-_FETCH_AGAIN = "fetch the engine's whole folder again from where it was built"
 
 NOT_SHIPPED = (MANIFEST, LOG_FILE)
 """Files of a build's artifact that are not part of the engine."""
@@ -68,29 +64,3 @@ def refuse_strangers(folder: Path, known: Collection[str]) -> None:
         raise TrustError(
             f"{folder / strange[0]}: is no file of the engine", hint="it was added later: do not use it, or remove it"
         )
-
-
-def recorded_digests(folder: Path) -> Mapping[str, str]:
-    """Return sha256 by file, as the store's manifest in the folder says, else the sidecar, which knows engines only, of
-    a decoder all. Raises `TrustError`."""
-    manifest = _read(folder / MANIFEST)
-    if manifest is not None:
-        return {name: facts["sha256"] for name, facts in manifest["files"].items()}
-    sidecar = _read(folder / SIDECAR_FILE)
-    if sidecar is None:
-        raise TrustError(
-            f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be", hint=_FETCH_AGAIN
-        )
-    if not {"engine", "sha256"} <= sidecar.keys():
-        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_FETCH_AGAIN)
-    parts = sidecar.get("decoder", {}).get("parts", ())
-    return {sidecar["engine"]: sidecar["sha256"], **{part["file"]: part["sha256"] for part in parts}}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        raise TrustError(f"{path}: cannot be read") from None

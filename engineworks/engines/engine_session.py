@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import runner
 from engineworks.engines.backends.base import Runner, Serving, Session
-from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
-from engineworks.tensors import spec_from_json
-
-
-def read_sidecar(folder: Path) -> dict[str, Any]:
-    sidecar: dict[str, Any] = json.loads((folder / SIDECAR_FILE).read_text(encoding="utf-8"))
-    return sidecar
 
 
 def runner_of(target: Mapping[str, Any]) -> Runner:
@@ -56,10 +49,7 @@ def load_verified(
 ) -> Session:
     """Load a verified engine. Raises `RunError` where this host cannot run it."""
     run, sidecar = runner_of(target), engine.sidecar
-    model_types = sidecar.get("details", {}).get("model_types", {})
-    known = [
-        spec_from_json({**spec, "dtype": model_types.get(spec["name"], spec["dtype"])})
-        for spec in (*sidecar["inputs"], *sidecar["outputs"])
-    ]
+    model_types = sidecar.details.get("model_types", {})
+    known = [replace(s, dtype=model_types.get(s.name, s.dtype)) for s in (*sidecar.inputs, *sidecar.outputs)]
     with named(engine.path, engine.source):
         return run.load(engine.path, target["options"], serving=serving, cache=cache, known=known)

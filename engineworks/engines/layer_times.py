@@ -14,7 +14,6 @@ from engineworks.engines.backends import backend
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
-from engineworks.tensors import spec_from_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +54,6 @@ def time_layers(
     timer: LayerTimer | None = getattr(backend(target["backend"]), "layer_times", None)
     if timer is None:
         raise RunError(f"{backend(target['backend']).TITLE} tells no times of layers")
-    known = [spec_from_json(spec) for spec in (*engine.sidecar["inputs"], *engine.sidecar["outputs"])]
+    known = (*engine.sidecar.inputs, *engine.sidecar.outputs)
     with named(engine.path, engine.source):
         return timer(engine.path, target["options"], feeds, runs, known, cache)

@@ -16,24 +16,20 @@ from engineworks.engines.signing import Trust
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.tensors import TensorSpec
-from engineworks.typed_json import STRICT
+from engineworks.typed_json import Document
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileFacts(Document):
     """One file of an engine."""
-
-    __pydantic_config__ = STRICT
 
     bytes: int
     sha256: Digest
 
 
 @dataclass(frozen=True)
-class TargetFacts:
+class TargetFacts(Document):
     """The target as the pipeline describes it, and its name."""
-
-    __pydantic_config__ = STRICT
 
     name: str
     backend: str
@@ -42,27 +38,21 @@ class TargetFacts:
 
 
 @dataclass(frozen=True)
-class TensorFacts(TensorSpec):
+class TensorFacts(TensorSpec, Document):
     """An input or output."""
-
-    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
-class ServingFacts:
+class ServingFacts(Document):
     """How the engine is run, as `backends.base.Serving`."""
-
-    __pydantic_config__ = STRICT
 
     cuda_graphs: bool
     kernels: Literal["lazy", "eager", "none"]
 
 
 @dataclass(frozen=True)
-class EngineFacts:
+class EngineFacts(Document):
     """The engine. sha256: of its main file. model_sha256: of the lowered ONNX file."""
-
-    __pydantic_config__ = STRICT
 
     id: str
     precision: str
@@ -76,10 +66,8 @@ class EngineFacts:
 
 
 @dataclass(frozen=True)
-class RecipeFacts:
+class RecipeFacts(Document):
     """The recipe's text. files: sha256 by name. changed: files that the commit lacks."""
-
-    __pydantic_config__ = STRICT
 
     name: str
     file: str
@@ -91,10 +79,8 @@ class RecipeFacts:
 
 
 @dataclass(frozen=True)
-class VerdictFacts:
+class VerdictFacts(Document):
     """The verdict with its checks as JSON, and the waivers that it rests on."""
-
-    __pydantic_config__ = STRICT
 
     verdict: Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
     waived: tuple[str, ...]
@@ -102,10 +88,8 @@ class VerdictFacts:
 
 
 @dataclass(frozen=True)
-class SignatureFacts:
+class SignatureFacts(Document):
     """A signature as `signing.Signer` writes it."""
-
-    __pydantic_config__ = STRICT
 
     algorithm: str
     key_id: str
@@ -113,10 +97,8 @@ class SignatureFacts:
 
 
 @dataclass(frozen=True)
-class PassportFacts:
+class PassportFacts(Document):
     """The contents of `passport.json`; `builds.passport` documents them."""
-
-    __pydantic_config__ = STRICT
 
     passport: Literal[1]
     engine: EngineFacts

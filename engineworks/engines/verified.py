@@ -11,24 +11,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Any
+from typing import IO
 
-from engineworks.engines.engine_files import (
-    NOT_SHIPPED,
-    SIDECAR_FILE,
-    altered,
-    inside,
-    recorded_digests,
-)
+from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE, altered, inside
 from engineworks.engines.passport import Passport
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
+from engineworks.store.artifact import MANIFEST, read_manifest
+from engineworks.typed_json import parse
 
 SEALED_BYTES = 256 * 2**20
 """Size up to which a copy is held in memory while it is loaded."""
@@ -41,11 +37,11 @@ RECORDED = "what was recorded when it was built"
 @dataclass(frozen=True)
 class VerifiedEngine:
     """An engine to load. path: of the private copy of its main file. source: the file that was copied, for messages.
-    sidecar: the verified contents of `engine.json`, {} where it is not among the files."""
+    sidecar: the verified contents of `engine.json`."""
 
     path: Path
     source: Path
-    sidecar: Mapping[str, Any]
+    sidecar: Sidecar
 
 
 @contextlib.contextmanager
@@ -55,9 +51,9 @@ def verified_engine(folder: Path, passport: Passport | None = None) -> Iterator[
 
     Raises `TrustError` for a missing or altered file, `RunError` where there is no space for the copy.
     """
-    digests, against = (passport.files, "its passport") if passport else (recorded_digests(folder), RECORDED)
-    sidecar = _sidecar(inside(folder, SIDECAR_FILE), digests.get(SIDECAR_FILE), against)
-    main = str(sidecar["engine"])
+    digests, against = (passport.files, "its passport") if passport else (_stored_digests(folder), RECORDED)
+    sidecar = _sidecar(inside(folder, SIDECAR_FILE), (digests or {}).get(SIDECAR_FILE), against)
+    main, digests = sidecar.engine, digests or sidecar.digests
     own = (SIDECAR_FILE, *NOT_SHIPPED)
     files = {name: (inside(folder, name), digest) for name, digest in digests.items() if name not in own}
     with private_copy(files, main, against) as path:
@@ -144,17 +140,28 @@ def _chunks(source: Path) -> Iterator[bytes]:
         raise _unreadable(source, error) from None
 
 
-def _sidecar(path: Path, digest: str | None, against: str) -> dict[str, Any]:
+def _stored_digests(folder: Path) -> Mapping[str, str] | None:
+    """Return sha256 by file, as the store's manifest in the folder says; None without one. Raises `TrustError`."""
+    if not os.path.lexists(folder / MANIFEST):
+        if not os.path.lexists(folder / SIDECAR_FILE):
+            raise TrustError(
+                f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be",
+                hint="fetch the engine's whole folder again from where it was built",
+            )
+        return None
+    artifact = read_manifest(folder)
+    if artifact is None:
+        raise TrustError(f"{folder / MANIFEST}: cannot be read", hint="build again")
+    return {name: facts["sha256"] for name, facts in artifact.files.items()}
+
+
+def _sidecar(path: Path, digest: str | None, against: str) -> Sidecar:
     """Return the sidecar, read once. digest: None where nothing else says what it should be."""
     data = b"".join(_chunks(path))
     actual = hashlib.sha256(data).hexdigest()
     if digest is not None and actual != digest:
         raise altered(path, actual, digest, against)
-    try:
-        sidecar: dict[str, Any] = json.loads(data)
-        return {**sidecar, "engine": str(sidecar["engine"])}
-    except (ValueError, KeyError, TypeError):
-        raise TrustError(f"{path}: does not say what its engine should be", hint="fetch the engine again") from None
+    return parse(Sidecar, data, str(path), error=TrustError, hint="fetch the engine again")
 
 
 def _unreadable(source: Path, error: OSError) -> TrustError:

@@ -30,7 +30,7 @@ ANSWERS_S = 2.0
 LARGEST_ANSWER = 2**16
 
 PYTHON_STUB = "triton_python_backend_stub"
-NO_SERVER = f"no Triton server is at hand: run 'make triton', or set {TRITON}"
+NO_SERVER = f"no Triton server was found: run 'make triton', or set {TRITON}"
 
 
 @dataclass(frozen=True)

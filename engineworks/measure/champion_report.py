@@ -50,8 +50,8 @@ class Earlier(Document):
 
 @dataclass(frozen=True)
 class ChampionComparison(Report):
-    """method: the same bytes, measured side by side, or held against the record, because the champion does not run here
-    (`why`). digest: of the candidate. history: by shape, digest and median in ms of earlier measurements."""
+    """method: the same bytes, measured side by side, or compared with the record, because the champion does not run
+    here (`why`). digest: of the candidate. history: by shape, digest and median in ms of earlier measurements."""
 
     FILE = "champion_comparison.json"
 

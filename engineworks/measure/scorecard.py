@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from engineworks.measure.gates.gates import message_of
 from engineworks.measure.regression import Comparison
 
 CLOSE = 0.05
@@ -93,13 +94,9 @@ def _by_engine(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, A
     """Engine → its result; a refused one has the verdict 'refused' and the reason as its error."""
     engines = {e["id"]: e for result in results for e in result["engines"]}
     refused = {
-        r["id"]: {"id": r["id"], "verdict": "refused", "error": _reason(r)} for x in results for r in x["refused"]
+        r["id"]: {"id": r["id"], "verdict": "refused", "error": message_of(r)} for x in results for r in x["refused"]
     }
     return {**engines, **refused}
-
-
-def _reason(refused: Mapping[str, Any]) -> str:
-    return str(refused.get("sentence") or refused.get("reason") or "")
 
 
 def _change(
@@ -142,7 +139,7 @@ def _verdicts(present: Mapping[str, Any], rehearsed: Mapping[str, Any]) -> Itera
     order = ("refused", *SEVERITY)
     tone: Tone = "worse" if order.index(after) < order.index(before) else "better"
     why = rehearsed.get("error") or "; ".join(
-        c["sentence"] for c in rehearsed.get("checks", ()) if c["verdict"] != "pass"
+        message_of(c) for c in rehearsed.get("checks", ()) if c["verdict"] != "pass"
     )
     yield f"{before} → {after}" + (f": {why}" if why and tone == "worse" else ""), tone
 

@@ -38,7 +38,7 @@ class Recommendation:
     message: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
+        return dict(vars(self))
 
 
 def sweep_point(values: SweepMeasurement | FailedBatch) -> SweepPoint:

@@ -1,15 +1,16 @@
-"""What an ONNX file claims of its tensors, checked before anything computes with it: a file may come from anybody."""
+"""What an ONNX file claims of its tensors, checked before anything computes with it: a file may come from anywhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.host.regular_files import resolved
-from engineworks.model.graphs import all_tensors, model_graphs, model_nodes
+from engineworks.model.graphs import all_nodes, all_tensors, model_graphs, model_nodes, subgraphs
 from engineworks.model.tensor_storage import is_external, tensor_bytes
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ MOST_ELEMENTS = 1 << 40
 MOST_DIMS = 64
 """Dimensions of one tensor; NumPy has 64."""
 
+MOST_NODES = 1_000_000
+"""Nodes of a model whose functions are written out at each call."""
+
 _EXPORT_AGAIN = "export the model again, or copy the whole file"
 
 
 def check_sound(model: onnx.ModelProto, path: Path) -> None:
-    """Check names, data types, dimensions and the amount of stored values. Raises `ModelError` for the first defect."""
+    """Check names, functions, data types, dimensions and the amount of stored values. Raises `ModelError` for the first
+    defect."""
     _check_names(model, path)
+    _check_functions(model, path)
     for tensor in _tensors(model):
         what = f"{path}: tensor '{shown(tensor.name)}'"
         _check_dtype(tensor.data_type, what)
@@ -72,6 +78,33 @@ def _check_names(model: onnx.ModelProto, path: Path) -> None:
         names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
     if any(not isinstance(name, str) for name in names):
         raise ModelError(f"{path}: a name in it is not UTF-8 text", hint=_EXPORT_AGAIN)
+
+
+def _check_functions(model: onnx.ModelProto, path: Path) -> None:
+    """Raises `ModelError` where functions call each other in a circle, or double themselves so often that writing them
+    out would fill the memory: ONNX's checker and ONNX Runtime inline them."""
+    if not model.functions:
+        return
+    bodies = {(f.domain, f.name): [*f.node, *_inner_nodes(f.node)] for f in model.functions}
+    calls = {key: {(n.domain, n.op_type) for n in nodes} & bodies.keys() for key, nodes in bodies.items()}
+    try:
+        order = tuple(TopologicalSorter(calls).static_order())
+    except CycleError as error:
+        name = shown(".".join(error.args[1][0]))
+        raise ModelError(f"{path}: function '{name}' calls itself", hint=_EXPORT_AGAIN) from None
+    sizes: dict[tuple[str, str], int] = {}
+    for key in order:
+        sizes[key] = sum(sizes.get((n.domain, n.op_type), 1) for n in bodies[key])
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in all_nodes(model.graph))
+    if total > MOST_NODES:
+        many = f"{total:,}" if total < 10**18 else "more than 10^18"
+        raise ModelError(f"{path}: its functions expand to {many} nodes, at most {MOST_NODES:,}", hint=_EXPORT_AGAIN)
+
+
+def _inner_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        for graph in subgraphs(node):
+            yield from all_nodes(graph)
 
 
 def shown(name: str) -> str:

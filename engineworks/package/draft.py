@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_VERSION
-from engineworks.engines.engine_session import read_sidecar
+from engineworks.engines.sidecar import Sidecar
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
 
@@ -18,22 +18,22 @@ def write_draft(path: Path, engine: Path, name: str, serving: Mapping[str, Any])
 
     engine: the folder of a build's artifact. name: the engine's id. serving: how it is run, as JSON.
     """
-    sidecar, nothing = read_sidecar(engine), digest_of("")
+    sidecar, nothing = Sidecar.read(engine), digest_of("")
     recipe, precision, target = name.split("/")
     files = [file for file in engine.iterdir() if file.name not in NOT_SHIPPED]
     body = {
         "passport": PASSPORT_VERSION,
         "engine": {
-            "id": name, "precision": precision, "target": {"name": target, **sidecar["target"]},
-            "sha256": sidecar["sha256"],
+            "id": name, "precision": precision, "target": {"name": target, **sidecar.target},
+            "sha256": sidecar.sha256,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": digest_file(f)} for f in files},
-            **{k: sidecar[k] for k in ("inputs", "outputs", "details", "model_sha256")},
+            **sidecar.passport_facts(),
         },
         "recipe": {
             "name": recipe, "file": "", "sha256": nothing, "files": {}, "commit": "", "changed": [],
             "resolved_sha256": nothing,
         },
-        "digests": {}, "steps": {}, "versions": sidecar["versions"], "hardware": {}, "profiles": sidecar["profiles"],
+        "digests": {}, "steps": {}, "versions": sidecar.versions, "hardware": {}, "profiles": sidecar.profiles,
         "serving": serving, "reports": {}, "report_digests": {},
         "verdict": {"verdict": "unmeasured", "waived": [], "checks": []}, "issued_at": "",
     }  # fmt: skip

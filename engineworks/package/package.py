@@ -32,8 +32,9 @@ from engineworks.engines.passport import Passport, SignatureFacts
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statements
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
-from engineworks.errors import EngineworksError, InputError, TrustError
+from engineworks.errors import EngineworksError, InputError, StoreError, TrustError
 from engineworks.host.file_digests import digest_file
+from engineworks.measure.serving_report import BatchingSweep, ServingReport
 from engineworks.package.runtime import write_python_model
 from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
 from engineworks.package.triton_engines import (
@@ -45,19 +46,18 @@ from engineworks.package.triton_engines import (
     verify_engines,
 )
 from engineworks.package.warmup import write_warm_ups
-from engineworks.plan.kinds import SERVING_FILE
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings
 from engineworks.recipe.recipe import Triton
 from engineworks.recipe.samples import SampleFile
-from engineworks.typed_json import STRICT, plain
+from engineworks.typed_json import Document
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
 
 CONTAINER = ("onnxruntime", "python", "tensorrt")
-"""Backends of NVIDIA's Triton container, for packages that are made without a server at hand."""
+"""Backends of NVIDIA's Triton container, for packages that are made where no server was found."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,16 @@ class PackagedEngine:
         """
         if triton.dynamic_batching is None or not triton.dynamic_batching.measured:
             return triton
-        served = self.passport.body["reports"].get(SERVING_FILE)
+        served = self.passport.body["reports"].get(ServingReport.FILE)
         if served is None:
             return triton
         try:
-            point = served["batching"]["recommended"]
-            batching = {"preferred": point["preferred"], "max_delay_us": point["delay_us"]}
-            more = {"dynamic_batching": None if point["preferred"] is None else batching}
-            return Triton.model_validate({**triton.model_dump(), **more, "instances": point["instances"]})
-        except (ValueError, KeyError, TypeError):
-            message = f"{self.passport.id}: its passport's {SERVING_FILE} names no setting of the dynamic batcher"
+            point = BatchingSweep.from_json(served["batching"]).recommended
+            batching = {"preferred": point.preferred, "max_delay_us": point.delay_us}
+            more = {"dynamic_batching": None if point.preferred is None else batching, "instances": point.instances}
+            return Triton.model_validate({**triton.model_dump(), **more})
+        except (ValueError, KeyError, TypeError, StoreError):
+            message = f"{self.passport.id}: its passport's {ServingReport.FILE} names no setting of the dynamic batcher"
             raise TrustError(message, hint="build it again") from None
 
     @property
@@ -105,10 +105,8 @@ class PackagedEngine:
 
 
 @dataclass(frozen=True)
-class PackageManifest:
+class PackageManifest(Document):
     """The contents of `engineworks-package.json`. files: sha256 by path."""
-
-    __pydantic_config__ = STRICT
 
     package: Literal[1]
     recipe: str
@@ -235,7 +233,7 @@ def _triton_model(
             folder,
             described.inputs,
             on_gpu=first.traits.on_gpu,
-            pads=first.traits.on_gpu and server_backend == PYTHON,
+            pads=first.traits.on_gpu and server_backend == PYTHON and settings.triton.dynamic_batching is not None,
         ),
         options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,
@@ -282,7 +280,7 @@ def validate_config(text: str) -> None:
 
 def _write_manifest(recipe: str, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest = plain(PackageManifest(1, recipe, files))
+    manifest = PackageManifest(1, recipe, files).to_json()
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

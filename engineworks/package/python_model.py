@@ -38,8 +38,8 @@ _set_name, _object = ctypes.pythonapi.PyCapsule_SetName, ctypes.py_object
 class TritonPythonModel:
     """Loads the engine after checking its passport; runs once per group of requests of equal shapes.
 
-    On a GPU a batch is padded to the next of `padded_sizes`, all of which ran before the model was ready: TensorRT-RTX
-    1.6.1 takes 0.2 to 0.3 s for the first run of a shape (H200), whichever way it makes kernels.
+    On a GPU a batch is padded to the next of `padded_sizes`: TensorRT-RTX 1.6.1 takes 0.2 to 0.3 s for the first run of
+    a shape (H200), whichever way it makes kernels. With dynamic batching all sizes ran before the model was ready.
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:

@@ -1,9 +1,9 @@
 """The part of Engineworks that a served Python model runs, as one zip file: the server needs no Engineworks.
 
-It is the code that ran the engine when it was judged, so a served engine computes what was compared. The zip holds the
-modules that the model imports, found by following import statements, those inside functions too. Each is there twice:
-its source, and its code compiled by the Python that packaged it. Another version of Python finds that the code is not
-its own and compiles the source, which takes 0.2 s.
+A served engine computes what was compared, because it is the code that ran then. The zip holds the modules that the
+model imports, found by following import statements, those inside functions too. Each is there twice: its source, and
+its code compiled by the Python that packaged it. Another version of Python finds that the code is not its own and
+compiles the source, which takes 0.2 s.
 """
 
 from __future__ import annotations

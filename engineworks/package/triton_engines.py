@@ -22,7 +22,7 @@ from engineworks.engines.statements import Statements, check_statement, read_sta
 from engineworks.engines.strict_json import parse_document, read_bytes, typed
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
-from engineworks.typed_json import STRICT, plain
+from engineworks.typed_json import STRICT, Document, plain
 
 VERSION = "1"
 """Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
@@ -39,10 +39,8 @@ PACKAGE_AGAIN = "run 'engineworks package' again"
 
 
 @dataclass(frozen=True)
-class PackagedFiles:
+class PackagedFiles(Document):
     """One engine in the directory. statements: file with those of its release, None for one that was not released."""
-
-    __pydantic_config__ = STRICT
 
     passport: str
     files: Mapping[str, str]

@@ -28,7 +28,7 @@ def write_warm_ups(
 
     on_gpu: at every named shape, for which kernels are compiled or graphs captured. A CPU gets the smallest alone: its
     first run of a shape takes as long as the next, and a large batch would only keep the model from being ready. pads:
-    the model pads batches to `padded_sizes`, which are run once each too.
+    the model pads batches to `padded_sizes`, which are run once each too, at the shapes of the named ones.
 
     With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
     is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.

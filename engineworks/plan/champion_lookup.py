@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import PASSPORT_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import read_trust
 from engineworks.errors import RunError, StoreError, TrackingError, TrustError
 from engineworks.host.file_digests import digest_file
@@ -158,9 +159,8 @@ def _check_signature(champion: Champion, tracking: Tracking, files: Path, folder
 def _digest(folder: Path) -> str | None:
     """Return the sha256 of the engine file that the folder's sidecar names; None if there is none."""
     try:
-        sidecar = json.loads((folder / SIDECAR_FILE).read_text(encoding="utf-8"))
-        return digest_file(folder / sidecar["engine"])
-    except (OSError, ValueError, KeyError):
+        return digest_file(folder / Sidecar.read(folder).engine)
+    except (OSError, StoreError):
         return None
 
 

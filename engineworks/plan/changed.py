@@ -18,7 +18,7 @@ from engineworks.host.git.revision import RevisionTree, checked_out, find_revisi
 from engineworks.plan.changed_alone import compare_alone
 from engineworks.plan.differences import changes
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipe
-from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
+from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, evaluated_differently
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
@@ -215,7 +215,8 @@ def _new(before: Plan, engine: PlannedEngine) -> tuple[str, ...]:
 
 
 def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> EngineChange:
-    reasons = tuple(dict.fromkeys((*_step_reasons(before, old, now, new), *_judged_otherwise(before, old, now, new))))
+    evaluation = evaluated_differently(before.loaded.recipe, now.loaded.recipe, new.precision)
+    reasons = tuple(dict.fromkeys((*_step_reasons(before, old, now, new), *evaluation)))
     return EngineChange(new.id, "changed" if reasons else "unchanged", reasons)
 
 
@@ -246,12 +247,6 @@ def _kind(step: str) -> str:
 def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
     """Return the documents of all steps that an engine needs, by step id, in the plan's order."""
     return {step.id: step.document for step in plan.needed(engine.steps.values())}
-
-
-def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
-    """Compare limits and waivers. They are in no step's key: changing them only evaluates built engines again."""
-    differing = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
-    return [f"judged otherwise: {change}" for change in differing]
 
 
 def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:

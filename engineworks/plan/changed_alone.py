@@ -16,9 +16,8 @@ from engineworks.host.git.revision import RevisionTree
 from engineworks.model.export.outline import read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.plan.differences import changes
-from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
+from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, evaluated_differently
 from engineworks.recipe.load import read_recipe
-from engineworks.recipe.recipe import Recipe
 
 SHAPES_NOTHING = {
     "recipe", "description", "owner", "tags", "precisions", "targets", "release", "waivers", "time_limits", "mixtures",
@@ -124,7 +123,7 @@ def _compare(then: _State, now: _State, tree: RevisionTree) -> Iterator[EngineCh
         reasons = [*changes(then.of_engine(engine), now.of_engine(engine))]
         fp32 = engine.startswith("fp32/")
         reasons += [f"file {file} changed" for part, file in sorted(files) if not (fp32 and part == "calibration")]
-        reasons += _judged_otherwise(then.recipe, now.recipe, engine.partition("/")[0])
+        reasons += evaluated_differently(then.recipe, now.recipe, engine.partition("/")[0])
         unique = tuple(dict.fromkeys(reasons))
         yield EngineChange(name, "changed" if unique else "unchanged", unique)
     for engine in then.engines:
@@ -135,7 +134,3 @@ def _compare(then: _State, now: _State, tree: RevisionTree) -> Iterator[EngineCh
 def _differing(name: str, tree: RevisionTree) -> list[str]:
     """Return differences that are the named file, lie in the named folder or match the glob."""
     return [d for d in tree.differing if d == name or d.startswith(f"{name}/") or fnmatchcase(d, name)]
-
-
-def _judged_otherwise(then: Recipe, now: Recipe, precision: str) -> list[str]:
-    return [f"judged otherwise: {change}" for change in changes(judging(then, precision), judging(now, precision))]

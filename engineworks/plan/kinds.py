@@ -21,6 +21,8 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency, PeerLatency
 from engineworks.measure.layers import Layers
+from engineworks.measure.sensitivity_report import SensitivityReport
+from engineworks.measure.serving_report import ServingReport
 from engineworks.model.calibrate.report import CalibrationReport
 from engineworks.model.fold.report import FoldReport
 from engineworks.model.lower.report import Lowering
@@ -31,8 +33,6 @@ StepName = Literal[
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-SENSITIVITY_FILE = "sensitivity.json"
-SERVING_FILE = "serving.json"
 SHADOW_FILE = "shadow.json"
 TOGETHER_FILE = "together.json"
 
@@ -109,8 +109,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
-        4, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
-        owner="engine", report=SERVING_FILE, alone=True, fresh=True,
+        5, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        owner="engine", report=ServingReport.FILE, typed=(ServingReport,), alone=True, fresh=True,
     ),
     "peer": StepKind(
         2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer",
@@ -118,7 +118,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "sensitivity": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("fold", "calibrate", "prepare"), 3, owner="command",
-        report=SENSITIVITY_FILE, optimizer="onnxruntime",
+        report=SensitivityReport.FILE, typed=(SensitivityReport,), optimizer="onnxruntime",
     ),
 }  # fmt: skip
 """Ordered so that each kind follows the kinds it reads."""

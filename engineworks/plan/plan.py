@@ -73,7 +73,7 @@ class Refused:
     message: str
 
     def to_json(self) -> dict[str, object]:
-        return {"id": self.id, "sentence": self.message}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ def stored_uses(store: Store, fold: str) -> Uses | None:
 
 def note_unsupported(store: Store, build: str, key: str, message: str) -> None:
     """Record on this host why the builder cannot do this step (its id, its key): it would fail again."""
-    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": message})
+    store.note_latest(f"{build}/unsupported", {"key": key, "message": message})
 
 
 def known_unsupported(store: Store, build: str, key: str) -> str | None:
     """Return what was recorded of the same step."""
     noted = store.latest(f"{build}/unsupported")
-    return str(noted["sentence"]) if noted and noted.get("key") == key else None
+    return noted["message"] if noted and noted.get("key") == key and "message" in noted else None
 
 
 def refusal(

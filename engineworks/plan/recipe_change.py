@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engineworks.plan.differences import changes
 from engineworks.recipe.recipe import Recipe
 
 State = Literal["new", "changed", "gone", "unchanged", "broken"]
@@ -45,7 +46,13 @@ class RecipeChange:
         }  # fmt: skip
 
 
-def judging(recipe: Recipe, precision: str) -> dict[str, Any]:
+def evaluated_differently(then: Recipe, now: Recipe, precision: str) -> list[str]:
+    """Compare limits and waivers. They are in no step's key: changing them only evaluates built engines again."""
+    differing = changes(_evaluation_settings(then, precision), _evaluation_settings(now, precision))
+    return [f"evaluated differently: {change}" for change in differing]
+
+
+def _evaluation_settings(recipe: Recipe, precision: str) -> dict[str, Any]:
     """Return what only affects the evaluation of built engines of a precision: limits and waivers."""
     limits = {str(k): v.model_dump(mode="json", exclude_none=True) for k, v in recipe.accuracy.limits.items()}
     performance = recipe.performance.model_dump(mode="json", include={"budget", "regression"})

@@ -9,7 +9,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import FileDigests
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server, version_of
 from engineworks.measure.gates.serving import load_verdict
-from engineworks.plan.kinds import SERVING_FILE
+from engineworks.measure.serving_report import ServingReport
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.release import is_served
 from engineworks.store.store import Store
@@ -18,7 +18,7 @@ Document = Mapping[str, Any]
 
 
 def server_of(recipe: Recipe, digests: FileDigests) -> tuple[Document | None, str]:
-    """Return what identifies the server at hand, None where the recipe's packages are not served here; and why.
+    """Return what identifies the server that was found, None where the recipe's packages are not served here; and why.
 
     A running server is asked for its version: a package counts on the version that served it.
     """
@@ -47,6 +47,6 @@ def served_again(document: dict[str, Any], store: Store) -> dict[str, Any]:
 
 
 def _undecided(store: Store, key: str, limits: Document) -> bool:
-    if not store.has(key) or (artifact := store.get(key)) is None or SERVING_FILE not in artifact.files:
+    if not store.has(key) or (artifact := store.get(key)) is None:
         return False
-    return load_verdict(artifact.read_json(SERVING_FILE).get("load"), limits)[0] == "inconclusive"
+    return load_verdict(artifact.read(ServingReport).load, limits)[0] == "inconclusive"

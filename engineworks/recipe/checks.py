@@ -210,11 +210,11 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
                 yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1", _METRIC)
 
 
-def _slices_are_judged(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def _slices_need_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
     evaluation, metric = recipe.data.evaluation, recipe.accuracy.metric
     if evaluation.slices is not None and metric is None:
         place = node.key_place(("data", "evaluation", "slices"))
-        yield Problem(place, "slices need accuracy.metric, which is judged on each", "e.g. metric: top1", _METRIC)
+        yield Problem(place, "slices need accuracy.metric, which is computed on each", "e.g. metric: top1", _METRIC)
     for precision, limits in recipe.accuracy.limits.items():
         if limits.worst_slice_ratio is not None and evaluation.slices is None:
             place = node.key_place(("accuracy", "limits", precision, "worst_slice_ratio"))
@@ -345,7 +345,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
-    _slices_are_judged,
+    _slices_need_a_metric,
     _metric_has_labels,
     _metric_limits_are_in_order,
     _ranges_fit_their_types,

@@ -53,7 +53,7 @@ class ServingOptions(Part):
     kernels: Literal["lazy", "eager", "none"] = Field(
         "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
     )
-    load: ServedLoad | None = Field(None, description="load that the package must stand on a Triton server")
+    load: ServedLoad | None = Field(None, description="load that the package must sustain on a Triton server")
 
 
 def _percent_schema(schema: dict[str, Any]) -> None:

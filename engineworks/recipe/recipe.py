@@ -149,9 +149,9 @@ class Evaluation(Samples):
     slices: Annotated[str | None, BeforeValidator(as_name)] = Field(
         None,
         json_schema_extra=slices_schema,
-        description="name of the slice of each sample; the metric is judged on each slice too; npz: an array of texts "
-        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file; "
-        "or {python: module:function}, which names them from inputs and labels",
+        description="name of the slice of each sample; the metric is computed on each slice too; npz: an array of "
+        "texts or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv "
+        "file; or {python: module:function}, which names them from inputs and labels",
     )
 
 

@@ -80,10 +80,12 @@ class SampleFile:
         return tuple(self.preparation.read()) if self.preparation else self.paths
 
     @property
-    def rows(self) -> list[int]:
+    def rows(self) -> Sequence[int]:
         """Indices of the samples in use; those of a further file follow the last of the file before."""
         if self.chosen:
             return list(self.chosen)
+        if not self.more and self.count and self.total % self.count == 0:  # millions of samples take no memory
+            return range(0, self.total, self.total // self.count)
         indices, start = [], 0
         for total, count in zip(self._totals, self.counts, strict=True):
             indices += [start + i * total // count for i in range(count)]

@@ -11,6 +11,7 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.backends._feeds import narrowed_feeds
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import read_passport
+from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.host.packages import installed_version
@@ -20,7 +21,6 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.profiles import evaluation_batches
 from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.release.issuer import Issuer, read_issuer
-from engineworks.tensors import spec_from_json
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.champion_list import Standing
 from engineworks.tracking.engine_model import EngineModel
@@ -50,7 +50,7 @@ class EngineRelease:
     message: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def release_engine(
         return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{why}: {stays}")
     issuer = read_issuer(plan.recipe)
     version = registry.register(engine_model(plan, engine, slot, _run_of(tracking, engine, run))).version
-    issue = issuer.promotion(slot, engine.sidecar["sha256"])
+    issue = issuer.promotion(slot, _sidecar(engine).sha256)
     move = registry.promote(slot, version, expected=champion, issue=issue, passport=engine.passport)
     if move != "overtaken":
         issuer.remember(registry.statements(slot), slot)
@@ -187,11 +187,16 @@ def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:
     return select(only, loaded.engine_ids, loaded.name)
 
 
+def _sidecar(engine: EngineResult) -> Sidecar:
+    assert engine.sidecar is not None  # it passed
+    return engine.sidecar
+
+
 def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> EngineModel:
     """Return the engine to register: its files with sidecar and passport, and an example from the evaluation data."""
     assert engine.path is not None  # it passed, so both exist
     assert engine.passport is not None
-    inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
+    sidecar = _sidecar(engine)
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
     decoder = engine.accuracy.decoder if engine.accuracy else None
     prompts = tuple(p.prompt for p in decoder.prompts) if decoder else ()
@@ -199,14 +204,14 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         slot=slot,
         recipe=plan.recipe,
         engine=engine.id,
-        digest=engine.sidecar["sha256"],
+        digest=sidecar.sha256,
         run_id=run_id,
         files={**files, PASSPORT_FILE: engine.passport},
-        inputs=inputs,
-        outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
-        example={} if prompts else narrowed_feeds(inputs, example_feeds(plan)),
+        inputs=sidecar.inputs,
+        outputs=sidecar.outputs,
+        example={} if prompts else narrowed_feeds(sidecar.inputs, example_feeds(plan)),
         prompts=prompts,
-        requirements=requirements(engine.sidecar["versions"], text=bool(prompts)),
+        requirements=requirements(sidecar.versions, text=bool(prompts)),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,
     )

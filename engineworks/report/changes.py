@@ -52,12 +52,12 @@ def _champion(engine: EngineResult, champion: ChampionValues) -> list[Cell]:
     now = shapes[shape].latency_ms_p50 if shape else None
     was = then.p50_ms.get(shape) if then else None
     label, name = engine_cell(engine.id), Cell(f"{champion.model} version {champion.version}")
-    if then and then.digest and then.digest == engine.sidecar.get("sha256"):
+    if then and then.digest and then.digest == engine.digest:
         same = Cell("the same engine, byte for byte", tone="pass")
         return [label, name, same, number(now, 4), Cell(""), number(engine.metric, 5), Cell("")]
     verdicts = [c for c in engine.checks if c.name.startswith("regression")]
     worst = min((c.verdict for c in verdicts), key=SEVERITY.index, default="")
-    size = engine.sidecar.get("bytes")
+    size = engine.bytes
     return [
         label, name, Cell(worst or "not requested", tone=worst or "muted"), _pair(was, now, 3),
         _change(was, now), _pair(then.metric if then else None, engine.metric, 5),
@@ -130,7 +130,7 @@ def _before(background: Background) -> Iterator[Block]:
         if not background.missing:
             yield Text("This is the recipe's first build on record.", strong="Since the build before:")
         return
-    yield Text(f"{day(before.at)}, {age(before.at, background.at)} then.", strong="Since the build before, of")
+    yield Text(f"{day(before.at)}, {age(before.at, background.at)}:", strong="Since the build of")
     if before.changes:
         yield Bullets(tuple(Text(message, tone=_tone(message)) for message in before.changes))
     else:

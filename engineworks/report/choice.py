@@ -76,7 +76,7 @@ def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | Non
     """Latency in ms, quality, bytes."""
     latency = getattr(shapes_of(engine).get(shape), "latency_ms_p50", None)
     quality = engine.accuracy.quality if engine.accuracy else None
-    size = engine.sidecar.get("bytes")
+    size = engine.bytes
     return (latency, quality, float(size)) if latency and quality is not None and size else None
 
 

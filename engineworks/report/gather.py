@@ -15,6 +15,7 @@ from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import StoreError, TrackingError
+from engineworks.measure.gates.gates import message_of
 from engineworks.measure.layers import Layers
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionValues, Link, Point
@@ -233,7 +234,7 @@ def _before(
     rest = {e.id: newest for e in result.engines if e.id in missed and (newest := _newest(tracking, e.id, before))}
     shape = next((name for e in result.engines for name in (e.latency.shapes if e.latency else ())), "")
     points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
-    refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
+    refused = {r["id"]: message_of(r) for r in plan.get("refused", ())}
     changes = summarize_since(result, points, refused, shape, missed)
     changed = {change.partition(": ")[0] for change in changes}
     pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in changed and e.id in older and e.id in runs]

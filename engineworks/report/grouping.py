@@ -67,6 +67,6 @@ def _unmeasured(engines: Sequence[EngineResult]) -> tuple[Group, ...]:
     by_reason: dict[tuple[str, bool], list[str]] = {}
     for engine in engines:
         reason = shared_reason(engine.checks[0].message) if engine.checks else "not compared"
-        gpu = bool(engine.sidecar.get("target", {}).get("compute_capability"))
+        gpu = bool(engine.sidecar and engine.sidecar.target.get("compute_capability"))
         by_reason.setdefault((reason, gpu), []).append(engine.id)
     return tuple(Group("unmeasured", tuple(ids), reason, gpu) for (reason, gpu), ids in by_reason.items())

@@ -62,7 +62,7 @@ def _versions(background: Background) -> Block | None:
 def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
     columns = [Column("engine"), Column("sha256"), Column("bytes", number=True), Column("MLflow run")]
     rows = [
-        [Cell(e.id, code=True), Cell(e.sidecar["sha256"], code=True), number(e.sidecar["bytes"], 0),
+        [Cell(e.id, code=True), Cell(e.sidecar.sha256, code=True), number(e.sidecar.bytes, 0),
          Cell(background.runs.get(e.id, ""), code=True)]
         for e in result.engines if e.sidecar
     ]  # fmt: skip

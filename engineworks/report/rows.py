@@ -77,7 +77,7 @@ def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:
 
 
 def _size(engine: EngineResult) -> str:
-    size = engine.sidecar.get("bytes")
+    size = engine.bytes
     return number_text(size / 2**20 if size else None, 2)
 
 

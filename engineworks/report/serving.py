@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.measure.serving_report import Load, ServingReport
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, blocks_of, number, table
 from engineworks.report.plots import rates_plot
 from engineworks.serving.batching import Batching
@@ -21,12 +21,12 @@ def serving_section(result: BuildResult, *, plots: bool) -> Section | None:
     )
 
 
-def _blocks(served: list[tuple[EngineResult, Mapping[str, Any]]]) -> Iterator[Block | None]:
+def _blocks(served: list[tuple[EngineResult, ServingReport]]) -> Iterator[Block | None]:
     names = ("engine", "Triton's backend", "ready s", "answers", "equal", "queries/s", "p50 ms", "p99 ms", "errors")
     columns = [Column(name, number=name not in names[:2]) for name in names]
     below = "equal: answers with the engine's own bits; the rate that was answered, or the largest that was found."
     yield table(columns, [_row(engine.id, report) for engine, report in served], below=below)
-    batches = [(engine.id, (report.get("load") or {}).get("batches", {})) for engine, report in served]
+    batches = [(e.id, report.load.batches) for e, report in served if isinstance(report.load, Load)]
     rows = [[Cell(name, code=True), number(int(size), 0), number(n, 0)] for name, b in batches for size, n in b.items()]
     yield table(
         [Column("engine"), Column("batch", number=True), Column("executions", number=True)],
@@ -43,26 +43,25 @@ WATCHED = {
 """Figures of Triton's metrics (`serving.metrics.Watched`) and their decimals."""
 
 
-def _watched(served: list[tuple[EngineResult, Mapping[str, Any]]]) -> Block | None:
+def _watched(served: list[tuple[EngineResult, ServingReport]]) -> Block | None:
     rows = [
-        [Cell(engine.id, code=True), *(number(found[name], decimals) for name, decimals in WATCHED.items())]
+        [Cell(engine.id, code=True), *(number(getattr(found, name), decimals) for name, decimals in WATCHED.items())]
         for engine, report in served
-        if (found := (report.get("load") or {}).get("watched"))
+        if (found := report.load and report.load.watched)
     ]
     columns = [Column("engine"), *(Column(name.replace("_", " "), number=True) for name in WATCHED)]
     return table(columns, rows, title="Triton's metrics under the load", below="p99: Triton's own, of the last minute.")
 
 
-def _batching(engine: EngineResult, report: Mapping[str, Any], *, plots: bool) -> Iterator[Block | None]:
+def _batching(engine: EngineResult, report: ServingReport, *, plots: bool) -> Iterator[Block | None]:
     """Show what a sweep of the dynamic batcher found."""
-    found = report.get("batching")
-    if not found:
+    found = report.batching
+    if found is None:
         return
-    points = [Batching.from_json(point) for point in found["points"]]
-    rates = [point["rate"] for point in found["points"]]
-    chosen = points.index(Batching.from_json(found["recommended"]))
-    labels = [str(point) for point in points]
-    gain = f"; {found['gain']:.2f} times the rate without batching" if found["gain"] else ""
+    rates = [point.rate for point in found.points]
+    chosen = found.points.index(found.recommended)
+    labels = [str(Batching(point.delay_us, point.preferred, point.instances)) for point in found.points]
+    gain = f"; {found.gain:.2f} times the rate without batching" if found.gain else ""
     if plots:
         caption = f"{engine.id}: largest rate by setting; filled: recommended{gain}"
         yield Plot(rates_plot(labels, rates, chosen, f"Dynamic batching of {engine.id}"), caption)
@@ -73,11 +72,11 @@ def _batching(engine: EngineResult, report: Mapping[str, Any], *, plots: bool) -
     )
 
 
-def _row(name: str, report: Mapping[str, Any]) -> list[Cell]:
-    answers, load = report["answers"].values(), report.get("load") or {}
-    found = load.get("rate", load.get("completed_per_s"))
+def _row(name: str, report: ServingReport) -> list[Cell]:
+    answers, load = report.answers.values(), report.load
     return [
-        Cell(name, code=True), Cell(report.get("backend", "")), number(report.get("ready_s"), 2),
-        number(sum(a["requests"] for a in answers), 0), number(sum(a["equal"] for a in answers), 0), number(found, 0),
-        number(load.get("latency_ms_p50"), 2), number(load.get("latency_ms_p99"), 2), number(load.get("errors"), 0),
+        Cell(name, code=True), Cell(report.backend or ""), number(report.ready_s, 2),
+        number(sum(a.requests for a in answers), 0), number(sum(a.equal for a in answers), 0),
+        number(load.rate if load else None, 0), number(getattr(load, "latency_ms_p50", None), 2),
+        number(getattr(load, "latency_ms_p99", None), 2), number(getattr(load, "errors", None), 0),
     ]  # fmt: skip

@@ -164,11 +164,11 @@ def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float |
 
 def memory_section(result: BuildResult) -> Section | None:
     """Sizes of all that were built, those of one size that never ran in one row; what loading and running takes."""
-    built = [e for e in result.engines if e.sidecar.get("bytes")]
+    built = [e for e in result.engines if e.sidecar]
     if not built:
         return None
     names = list(dict.fromkeys(name for e in built for name in shapes_of(e)))
-    largest = max(e.sidecar["bytes"] for e in built)
+    largest = max(e.bytes or 0 for e in built)
     most = max((s.memory_mib for e in built for s in shapes_of(e).values()), default=0.0)
     columns = [
         Column("engine"), Column("engine MiB", number=True), Column("load ms", number=True, hint="until the first run"),
@@ -182,14 +182,15 @@ def memory_section(result: BuildResult) -> Section | None:
         used = [getattr(shapes_of(engine).get(name), "memory_mib", None) for name in names]
         total, peak = latency.memory_total_mib if latency else None, max((m for m in used if m), default=None)
         share = peak / total if peak and total else None
+        seconds = engine.sidecar.build_seconds if engine.sidecar else None
         rows.append([
             Cell(f"{precision_of(engine.id)} on {1 + len(others)} targets", code=True) if others
             else engine_cell(engine.id),
-            _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
+            _bar((engine.bytes or 0) / 2**20, largest / 2**20),
             number(latency.load_ms if latency else None, 1), *(_bar(m, most, 1) for m in used),
             Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
             Cell("") if others
-            else Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
+            else Cell(significant(seconds, 2), sort=seconds),
         ])  # fmt: skip
     return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)), brief="Memory")
 
@@ -198,7 +199,7 @@ def _alike(engines: Sequence[EngineResult]) -> list[list[EngineResult]]:
     """Engines that never ran, together by precision and size as shown; every other engine alone."""
     groups: dict[object, list[EngineResult]] = {}
     for e in engines:
-        size = (precision_of(e.id), round(e.sidecar["bytes"] / 2**20, 2))
+        size = (precision_of(e.id), round((e.bytes or 0) / 2**20, 2))
         groups.setdefault(size if never_run(e) else e.id, []).append(e)
     return list(groups.values())
 

@@ -29,7 +29,7 @@ class Question:
 
 @dataclass
 class Answers:
-    """What came of requests. equal: answers whose every bit is the engine's. worst: by output, the largest relative
+    """The results of requests. equal: answers whose every bit is the engine's. worst: by output, the largest relative
     error of a row (`row_error`). errors: of requests without an answer, the first few."""
 
     requests: int
@@ -38,7 +38,9 @@ class Answers:
     errors: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"requests": self.requests, "equal": self.equal, "worst": self.worst, "errors": self.errors}
+        """As `measure.serving_report.AnswersReport`."""
+        worst = {name: error if np.isfinite(error) else None for name, error in self.worst.items()}
+        return {"requests": self.requests, "equal": self.equal, "worst": worst, "errors": self.errors}
 
 
 MOST_ERRORS = 5

@@ -11,7 +11,8 @@ from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
+from engineworks.engines.engine_session import load_engine, serving_from_json
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, Misshapen, OutputComparison
 from engineworks.measure.accuracy_report import Accuracy
@@ -63,7 +64,7 @@ def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> Serv
     try:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
-        precision = read_sidecar(job.inputs["build"])["precision"]
+        precision = Sidecar.read(job.inputs["build"]).precision
         return ServedComparison(reference, rows, precision, device=device).follow(session, job.echo)
     finally:
         reference.close()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.engines.engine_session import load_engine, runner_of, serving_from_json
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
@@ -42,7 +43,7 @@ Measure = Callable[[int], Report]
 
 def run(job: StepJob) -> None:
     champion = champion_from_json(job.unkeyed["champion"])
-    digest = read_sidecar(job.inputs["build"])["sha256"]
+    digest = Sidecar.read(job.inputs["build"]).sha256
     report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
     report |= {"confidence": job.params["confidence"], "earlier": job.unkeyed["earlier"]}
     try:

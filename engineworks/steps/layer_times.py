@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.engine_session import read_sidecar
 from engineworks.engines.layer_times import TimedLayer, time_layers
+from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
 from engineworks.host.child import run_in_child
@@ -57,7 +57,7 @@ def write_layers(job: StepJob, run_ms: float) -> None:
         "data": [str(path) for path in job.paths("evaluation")],
         "runs": runs, "cache": job.unkeyed.get("cache"),
     }  # fmt: skip
-    limit_s = time_limit_s(read_sidecar(job.inputs["build"])["bytes"] / 2**20, runs, run_ms)
+    limit_s = time_limit_s(Sidecar.read(job.inputs["build"]).bytes / 2**20, runs, run_ms)
     try:
         if job.params["target"]["compute_capability"]:
             answer = run_in_child(

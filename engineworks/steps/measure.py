@@ -69,7 +69,7 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
         measured = NamedShapes(job, session, meter, before_mib, readings).measure()
         report = {
             "load_ms": load_ms,
-            "engine_mib": engine.sidecar["bytes"] / 2**20,
+            "engine_mib": engine.sidecar.bytes / 2**20,
             "memory_total_mib": meter.total_mib() or None,
             "shapes": {name: measured[name] for name in job.params["at"]},
             "sweep": [measured[_batch_name(point)] for point in job.params["sweep"]],

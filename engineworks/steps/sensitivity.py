@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from engineworks.errors import LoweringError
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, evaluate_gates
+from engineworks.measure.sensitivity_report import Effort, ModelCost, SensitivityReport
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
-from engineworks.plan.kinds import SENSITIVITY_FILE
 from engineworks.recipe.recipe import Limits
-from engineworks.recipe.samples import samples_from_json
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.calibrate import read_ranges
 from engineworks.steps.partial_quantization.groups import Group, group_nodes, keep_patterns, single_nodes
 from engineworks.steps.partial_quantization.ranking import (
@@ -39,13 +38,12 @@ def run(job: StepJob) -> None:
     model = name_nodes(raise_opset_for(single, globs))
     with TemporaryDirectory(dir=job.out) as scratch:
         trials = Trials(model, read_ranges(job), samples, job, globs=globs, fp32=fp32, scratch=Path(scratch))
-        report = _measure(job, trials, samples.count)
-    report["cost"]["seconds"] = time.perf_counter() - start
-    job.write_json(SENSITIVITY_FILE, {"precision": job.params["precision"], "total": samples.total, **report})
+        job.write(_measure(job, trials, samples, start))
 
 
-def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
-    """Return the groups, the nodes of the worst ones, and the list of what to exclude."""
+def _measure(job: StepJob, trials: Trials, data: SampleFile, start: float) -> SensitivityReport:
+    """Rank the groups and the nodes of the worst ones, and find the list of what to exclude. start: of the step."""
+    samples = data.count
     if not trials.candidates:
         raise LoweringError(
             f"{job.id}: no node can compute in {job.params['precision']}", hint="there is nothing to leave out"
@@ -56,21 +54,23 @@ def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
     parts = rank([*nodes, *(t for t in groups if t not in split)], samples)
     search = _Search(trials, job)
     kept = search.shortest([t.group for t in parts])
-    return {
-        "samples": samples,
-        "candidates": len(trials.candidates),
-        "groups": [t.to_json() for t in groups],
-        "parts": [t.to_json() for t in parts],
-        "everything": _summary(search.evaluate([])),
-        "limits": job.params["limits"] is not None,
-        "keep": None if kept is None else list(keep_patterns(kept, trials.candidates)),
-        "kept_nodes": [] if kept is None else [name for group in kept for name in group.nodes],
-        "result": None if kept is None else _summary(search.evaluate(kept)),
-        "checks": [] if kept is None else [c.to_json() for c in search.checks(kept)],
-        "cost": {
-            "pass_seconds": trials.pass_seconds, "tried": len(groups) + len(nodes), "evaluations": search.evaluations,
-        },
-    }  # fmt: skip
+    everything, result = search.cost([]), None if kept is None else search.cost(kept)
+    tried, seconds = len(groups) + len(nodes), time.perf_counter() - start
+    return SensitivityReport(
+        precision=job.params["precision"],
+        total=data.total,
+        samples=samples,
+        candidates=len(trials.candidates),
+        groups=tuple(t.part for t in groups),
+        parts=tuple(t.part for t in parts),
+        everything=everything,
+        limits=job.params["limits"] is not None,
+        keep=None if kept is None else tuple(keep_patterns(kept, trials.candidates)),
+        kept_nodes=tuple(name for group in kept or () for name in group.nodes),
+        result=result,
+        checks=() if kept is None else tuple(c.to_json() for c in search.checks(kept)),
+        cost=Effort(trials.pass_seconds, tried, search.evaluations, seconds),
+    )
 
 
 class _Search:
@@ -98,6 +98,11 @@ class _Search:
             self._job.echo(f"without {len(key)} nodes: noise {worst_noise(self._reports[key]):.2e}{held}")
         return self._reports[key]
 
+    def cost(self, kept: Sequence[Group]) -> ModelCost:
+        """Return the cost of the model without these, over all outputs."""
+        report = self.evaluate(kept)
+        return ModelCost(*make_trial(Group("", ()), report).figures, metric_of=report.metric)
+
     def checks(self, kept: Sequence[Group]) -> tuple[Check, ...]:
         assert self._limits is not None
         return evaluate_gates(self.evaluate(kept), None, self._limits, {}).checks
@@ -108,14 +113,6 @@ class _Search:
 
     def _good(self, kept: Sequence[Group]) -> bool:
         return all(check.verdict == "pass" for check in self.checks(kept))
-
-
-def _summary(report: Accuracy) -> Mapping[str, Any]:
-    """Summarize the metrics of one model over all outputs."""
-    shown = make_trial(Group("", ()), report).to_json()
-    return {key: shown[key] for key in ("noise", "sqnr_db", "cosine", "metric", "loss")} | {
-        "metric_of": report.metric and report.metric.to_json()
-    }
 
 
 def _trial_logger(job: StepJob) -> Callable[[Trial], None]:

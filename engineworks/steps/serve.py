@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -10,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
+from engineworks.engines.engine_session import load_engine, serving_from_json
 from engineworks.engines.passport import read_passport
+from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import TRUSTED_KEYS, Trust
 from engineworks.errors import RunError
 from engineworks.host.triton import NO_SERVER, InstalledServer, RunningServer, find_server
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.serving_report import ServingReport
 from engineworks.measure.slopes import slopes
 from engineworks.package.draft import write_draft
 from engineworks.package.package import PackagedEngine, write_models
 from engineworks.package.triton_engines import model_name
-from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
@@ -29,7 +31,7 @@ from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
 from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.costs import cold_starts
+from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.metrics import watching
 from engineworks.serving.others import OtherWork
@@ -38,7 +40,6 @@ from engineworks.serving.soak import reload_model, swap_under_traffic
 from engineworks.steps.reference import read_reference
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
-from engineworks.tensors import spec_from_json
 
 CLIENTS = 4
 """Clients that ask at once."""
@@ -59,12 +60,7 @@ SEARCH_FROM = 50.0
 
 
 def run(job: StepJob) -> None:
-    """Write `serving.json`: server, backend, ready_s, start_s; `answers` by way (http, grpc, clients), `spread`,
-    `metric`, `refusals`, `load` and `reload`, each as `engineworks.serving` returns it.
-
-    A running server without a repository here is asked for the model that it has under the package's name: no
-    backend, ready_s and reload then.
-    """
+    """A running server without a repository here is asked for the model that it has under the package's name."""
     server = find_server()
     if server is None:
         raise RunError(NO_SERVER)
@@ -76,17 +72,19 @@ def run(job: StepJob) -> None:
         if repository is None:
             assert isinstance(server, RunningServer)
             model = model_name(settings.model, engine.passport)
-            job.write_json(
-                SERVING_FILE, _serve(job, addresses_of(server), None, model, samples, settings, placed=False)
-            )
+            _write(job, _serve(job, addresses_of(server), None, model, samples, settings, placed=False))
             return
         (written,) = write_models(settings, samples, [engine], Path(folder) / "package", available_backends(server))
         place = _placed(written, repository)
         try:
-            job.write_json(SERVING_FILE, _on_server(job, server, repository, place.name, samples, settings))
+            _write(job, _on_server(job, server, repository, place.name, samples, settings))
         finally:
             if isinstance(server, RunningServer):
                 _take_away(server, place)
+
+
+def _write(job: StepJob, report: dict[str, Any]) -> None:
+    job.write(ServingReport.from_json(report, f"{job.id}: {ServingReport.FILE}"))
 
 
 def _placed(written: Path, repository: Path) -> Path:
@@ -130,7 +128,8 @@ def _serve(
             if _measured(settings):
                 client.load(model, Batching.from_json(report["batching"]["recommended"]).applied(client.config(model)))
             report["answers"], report["metric"] = _answers(job, addresses, model, asked, samples)
-            report["spread"] = spread(session, asked) if settings.max_batch else 0.0
+            own = spread(session, asked) if settings.max_batch else 0.0
+            report["spread"] = own if math.isfinite(own) else None
             report["refusals"] = refusals(client, model, single[0], session.inputs, settings.max_batch)
             report["load"] = _load(job, addresses, process, model, single)
             if process is not None:
@@ -187,8 +186,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
     judged = Accuracy.read(job.inputs["compare"]).metric
     if judged is None:
         return None
-    sidecar = read_sidecar(job.inputs["build"])
-    axes = output_axes(samples.specs, tuple(spec_from_json(s) for s in sidecar["outputs"]))
+    axes = output_axes(samples.specs, Sidecar.read(job.inputs["build"]).outputs)
     task = TaskComparison(job, samples, axes)
     feeds = samples.batches(job.params["batches"])
     for given, got, wanted in zip(feeds, served, read_reference(job.inputs["reference"]), strict=True):

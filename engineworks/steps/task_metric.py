@@ -30,7 +30,7 @@ UNNAMED = "(unnamed)"
 """The slice of samples whose name is empty or missing."""
 
 MOST_SLICES = 200
-"""Maximum number of slices that are judged: more are no slices but ids."""
+"""Maximum number of slices that are compared: more are no slices but ids."""
 
 SPAN_OUTPUTS = ("start_logits", "end_logits")
 """Output names of question answering in transformers."""

@@ -164,14 +164,6 @@ class Tracking:
             ending.pop_all()
         return run
 
-    def attach_build(self, run_id: str) -> BuildRun:
-        """Return the parent run that another process started, to record engines in it."""
-        link = self._connect()
-        run = link.get_run(run_id)
-        if run.tags.get(KIND) != "build":
-            raise TrackingError(f"run {run_id} is not the parent run of a build")
-        return BuildRun(link, run_id, run.recipe, run.params, resumed=True, started_at=run.started_at)
-
     def open_waiting(
         self, mark: str, run_id: str, recipe: str, build_key: str, owner: str, started_at: float
     ) -> BuildRun:

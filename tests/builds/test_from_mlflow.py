@@ -24,7 +24,7 @@ def record(method: str, verdict: str) -> str:
     tracking = open_tracking(settings.artifacts)
     document = {"step": "calibrate", "version": 1, "params": {"method": method}, "inputs": {}, "digests": {}}
     steps = {k: {"key": f"{k}-{method}", **document} for k in ("export", "fold", "calibrate", "build")}
-    check = {"name": "cosine[y]", "verdict": verdict, "sentence": "y: cosine is what it is.", "waived": ""}
+    check = {"name": "cosine[y]", "verdict": verdict, "message": "y: cosine is what it is.", "waived": ""}
     texts = {"fingerprints/steps.json": json.dumps(steps), "verdict.json": json.dumps([check])}
     resolved = {"calibration": {"method": method}, "accuracy": {"limits": {}}}
     plan = {"engines": [{"id": "tiny/int8/cpu"}], "refused": [], "resolved": resolved, "targets": {}}

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.builds.step import run_step
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.backends.base import BuildRequest
-from engineworks.engines.engine_session import read_sidecar
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
@@ -115,5 +115,5 @@ def test_a_model_that_crashes_the_runtime_is_built_all_the_same(
         folder = store.require(step.key).path
         seen = pool.run("served:run", {"folder": str(folder), "target": CPU, "x": FEEDS["x"].tolist()}, fresh=True)
     np.testing.assert_allclose(np.asarray(seen["y"]), EXPECTED, atol=0.02)
-    details = read_sidecar(folder)["details"]
+    details = Sidecar.read(folder).details
     assert ("crashed with" in (folder / "log.txt").read_text()) == bool(details.get("crashes"))

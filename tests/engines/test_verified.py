@@ -18,6 +18,8 @@ from engineworks.engines.engine_session import load_engine
 from engineworks.engines.verified import private_copy, verified_engine
 from engineworks.errors import RunError, TrustError
 from engineworks.host.file_digests import digest_file
+from engineworks.tensors import TensorSpec
+from tests.typed_reports import write_sidecar
 
 TARGET = {"backend": "onnxruntime", "compute_capability": [], "options": {}}
 FEEDS = {"x": np.full((1, 4), 0.25, np.float32)}
@@ -31,17 +33,21 @@ def engine(folder: Path, answer: float, *, external: bool = False) -> Path:
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ends[0]], [ends[1]], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(model, folder / "engine", save_as_external_data=external, location="engine.data", size_threshold=0)
-    specs = [{"name": n, "dtype": "float32", "shape": [1, 4]} for n in ("x", "y")]
-    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine"), "inputs": specs[:1], "outputs": specs[1:]}
-    (folder / "engine.json").write_text(json.dumps(sidecar))
+    x, y = (TensorSpec(n, "float32", (1, 4)) for n in ("x", "y"))
+    write_sidecar(folder, inputs=(x,), outputs=(y,))
     state(folder)
     return folder
 
 
 def state(folder: Path) -> None:
     """Write the manifest of what is in the folder."""
-    files = {f.name: {"sha256": digest_file(f)} for f in folder.iterdir() if f.name != "manifest.json"}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    files = {
+        f.name: {"sha256": digest_file(f), "bytes": f.stat().st_size}
+        for f in folder.iterdir()
+        if f.name != "manifest.json"
+    }
+    manifest = {"key": "", "step": "t/build", "document": {}, "seconds": 0.0, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("where", ["memory", "an unlinked file"])
@@ -108,8 +114,7 @@ def test_a_missing_file_a_pipe_and_a_link_out_of_the_folder_are_refused(tmp_path
 
 def test_a_main_file_that_nothing_vouches_for_is_refused(tmp_path: Path) -> None:
     folder = engine(tmp_path / "engine", 1.0)
-    sidecar = json.loads((folder / "engine.json").read_text())
-    (folder / "engine.json").write_text(json.dumps({**sidecar, "engine": "manifest.json"}))
+    write_sidecar(folder, engine="manifest.json")
     state(folder)
     with pytest.raises(TrustError, match=r"'manifest\.json', the engine's main file, is not among its files"):
         load_engine(folder, TARGET)

@@ -12,15 +12,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from engineworks.errors import StepError
+from engineworks.report.results_text import _print_pages
+from engineworks.settings import Settings
 from flows import local_prefect_server
-from flows.local_prefect import LocalPrefect
+from flows.local_prefect import LocalPrefect, check_answers
 from flows.local_prefect_child import ServerChild
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +118,12 @@ def logged(home: Path) -> int:
     return int(found[0])
 
 
+@pytest.fixture(scope="module")
+def server(api: None) -> dict[str, str]:
+    """The settings that lead to another server."""
+    return {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")}
+
+
 @pytest.fixture(autouse=True)
 def _own_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
@@ -128,37 +135,21 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "artifacts" / "prefect"
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerChild]:
-    child = ServerChild(tmp_path / "theirs")
-    child.wait_ready(LIMIT_S)
-    yield child
-    child.stop()
-
-
-def test_every_task_run_is_recorded_and_nothing_is_left(home: Path) -> None:
-    build = run_build(home, tasks=20)
-    pid = server_pid(build)
-    out, err = build.communicate(timeout=LIMIT_S)
-    assert (build.returncode, out, err) == (0, "steps done\n", "")
-    assert count(home, "flow_run") == {"Completed": 1}
+def test_two_builds_at_once_share_a_fresh_database_that_records_every_task_run_and_leave_nothing(home: Path) -> None:
+    builds = [run_build(home, tasks=10) for _ in range(2)]
+    servers = [server_pid(build) for build in builds]
+    for build in builds:
+        assert (*build.communicate(timeout=LIMIT_S), build.returncode) == ("steps done\n", "", 0)
+    assert count(home, "flow_run") == {"Completed": 2}
     assert count(home, "task_run") == {"Completed": 20}
     assert logged(home) == 20
-    assert not lives(pid)
+    assert not any(lives(pid) for pid in servers)
     log = (home / "server.log").read_text()
     errors = [line for line in log.splitlines() if "| ERROR" in line]
     # On a slow host Prefect 3.9 reports a write that its own stop interrupts; it writes the same events afterwards.
     assert all(line.endswith(", 0 dropped)") for line in errors)
     assert bool(errors) == bool(log)
     assert not (home.parents[1] / ".prefect").exists()
-
-
-def test_two_builds_at_once_share_a_fresh_database(home: Path) -> None:
-    builds = [run_build(home, tasks=10) for _ in range(2)]
-    ends = [build.communicate(timeout=LIMIT_S) for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], ends
-    assert count(home, "flow_run") == {"Completed": 2}
-    assert count(home, "task_run") == {"Completed": 20}
 
 
 def test_ctrl_c_leaves_no_server_and_a_crashed_run(home: Path) -> None:
@@ -194,23 +185,29 @@ def test_a_killed_build_leaves_no_server_and_a_database_that_works(home: Path) -
     assert count(home, "flow_run") == {"Running": 1, "Completed": 1}
 
 
-def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: ServerChild) -> None:
-    build = run_build(home, 5, 1, PREFECT_API_URL=server.url, PREFECT_API_AUTH_STRING=server.password)
+@pytest.mark.xdist_group("flows")  # their server
+def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: dict[str, str]) -> None:
+    build = run_build(home, 5, 1, **{name: value for name, value in server.items() if name != "PREFECT_HOME"})
     read_until(build, "ready")
     assert children(build.pid) == set()
     assert build.communicate(timeout=LIMIT_S) == ("steps done\n", "")
     assert build.returncode == 0
     assert not home.exists()
-    assert count(server.home, "flow_run") == {"Completed": 1}
+    with closing(sqlite3.connect(Path(server["PREFECT_HOME"]) / "prefect.db")) as connection:
+        states = connection.execute(
+            "SELECT r.state_name FROM flow_run r JOIN flow f ON r.flow_id = f.id WHERE f.name = 'build'"
+        )
+        assert states.fetchall() == [("Completed",)]
 
 
-def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path) -> None:
+def test_a_server_of_the_users_own_that_does_not_answer_is_named() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
-    build = run_build(home, 5, PREFECT_API_URL=url)
-    _, err = build.communicate(timeout=LIMIT_S)
-    assert build.returncode == 1
-    assert f"StepError: no Prefect API answers at PREFECT_API_URL={url}" in err.splitlines()[-1]
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(StepError) as error:
+        check_answers(url)
+    assert error.value.message.startswith(f"no Prefect API answers at PREFECT_API_URL={url}")
 
 
 def test_a_server_that_dies_is_an_error_and_not_a_silent_gap(tmp_path: Path) -> None:
@@ -295,9 +292,12 @@ def test_three_hundred_task_runs_of_each_of_three_builds_at_once(home: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_hint_opens_the_pages(home: Path) -> None:
+def test_the_hint_opens_the_pages(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_build(home, tasks=2).communicate(timeout=LIMIT_S)[1] == ""
-    command = LocalPrefect(home).pages_hint().removeprefix("Prefect's pages: ").split(",")[0]
+    _print_pages(Settings(home.parent, str(home.parent / "store")))
+    command = (
+        capsys.readouterr().out.replace("\n", " ").partition("Prefect's pages (http://127.0.0.1:4200): ")[2].strip()
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

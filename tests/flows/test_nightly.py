@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from engineworks.settings import Settings
 from engineworks.tracking.runs import open_tracking
 
 pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
 def test_a_broken_recipe_stops_no_other_and_the_second_night_tells_what_changed(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, settings: Settings
 ) -> None:
     from flows.nightly import nightly
 
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     broken = repository / "recipes" / "broken.yaml"
     broken.write_text("recipe: broken\nmodel: {}\n", encoding="utf-8")
     first = nightly(str(repository / "recipes"), return_state=True)

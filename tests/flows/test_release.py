@@ -11,7 +11,7 @@ from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import ReleaseResult
 from engineworks.release.sources import built_engines
-from engineworks.settings import read_settings
+from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.runs import open_tracking
@@ -20,12 +20,9 @@ from flows.outcomes import result_of
 pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
-def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(repository: Path, settings: Settings) -> None:
     from flows.release import release
 
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     recipe = repository / "recipes" / "tiny.yaml"
     state = release(str(recipe), return_state=True)
     result = result_of(state)
@@ -46,13 +43,12 @@ def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
 
 
 def test_of_the_rungs_of_auto_only_the_chosen_one_is_released_and_packaged(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, auto_settings: Settings
 ) -> None:
     from flows.release import release
 
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     recipe = repository / "recipes" / "tiny.yaml"
-    recipe.write_text(recipe.read_text().replace("precisions: [fp32, int8]", "precisions: auto"), encoding="utf-8")
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("0.99999999}", "0.98}"), encoding="utf-8")
     result = result_of(release(str(recipe), return_state=True))
     assert isinstance(result, ReleaseResult), result
     (cpu,) = result.build.ladder
@@ -62,8 +58,7 @@ def test_of_the_rungs_of_auto_only_the_chosen_one_is_released_and_packaged(
     assert len(kept) == 4
     assert all(sentence.startswith("dropped, ") for sentence in kept)
     assert result.exit_code() == 0
-    settings = read_settings()
-    store = open_store(settings)
+    store = open_store(auto_settings)
     packaged, left = built_engines(plan_recipe(load_recipe(recipe), store, FileDigests(None)), store, unmeasured=False)
     assert [e.passport.id for e in packaged] == [cpu.chosen.engine]
     assert {one.exit_code for one in left} == {0}

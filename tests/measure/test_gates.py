@@ -8,7 +8,7 @@ import pytest
 
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates import gates
-from engineworks.measure.gates.gates import Verdict, disturbed_budgets
+from engineworks.measure.gates.gates import Check, Verdict, disturbed_budgets
 from engineworks.measure.latency_report import Latency
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import Limits
@@ -71,6 +71,12 @@ def test_the_sentence_says_value_limit_and_worst_sample() -> None:
     assert check.message == (
         "logits: cosine similarity to the fp32 reference is 0.995, limit at least 0.999. Worst sample: 7 (cosine 0.9)."
     )
+
+
+def test_checks_recorded_under_their_former_key_are_read() -> None:
+    check = Check("cosine[y]", "fail", "y: cosine is 0.9.", "waived")
+    former = {"sentence" if key == "message" else key: value for key, value in check.to_json().items()}
+    assert Check.from_json(former) == Check.from_json(check.to_json()) == check
 
 
 def test_the_metric_sentence_is_for_a_data_scientist() -> None:

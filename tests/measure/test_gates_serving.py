@@ -8,22 +8,19 @@ import pytest
 
 from engineworks.measure.gates.gates import Check, CheckVerdict
 from engineworks.measure.gates.serving import load_verdict, serving_checks
+from tests.typed_reports import ANSWERS, load_json, serving
 
 LIMITS = {"qps": 100.0, "find_qps": False, "p99_ms": 15.0, "seconds": 60.0}
-LOAD: dict[str, Any] = {
-    "qps": 100.0, "queries": 6000, "errors": 0, "first_error": "", "latency_ms_p99": 9.0, "completed_per_s": 99.0,
-    "others": 0.05,
-}  # fmt: skip
-ANSWERS = {"requests": 10, "equal": 10, "worst": {"y": 0.0}, "errors": []}
+LOAD = load_json()
 REFUSAL = {"what": "dtype", "refused": True, "words": "", "right_after": True}
 REPORT: dict[str, Any] = {
-    "spread": 0.0, "answers": {"http": ANSWERS, "grpc": ANSWERS}, "refusals": [REFUSAL],
+    "answers": {"http": ANSWERS, "grpc": ANSWERS}, "refusals": [REFUSAL],
     "metric": {"name": "top1", "judged": 0.99, "served": 0.99}, "load": LOAD,
 }  # fmt: skip
 
 
-def words(report: dict[str, Any] | None, limits: Any = LIMITS, why: str = "") -> dict[str, CheckVerdict]:
-    return {check.name: check.verdict for check in serving_checks(report, limits, why)}
+def words(report: dict[str, Any], limits: Any = LIMITS) -> dict[str, CheckVerdict]:
+    return {check.name: check.verdict for check in serving_checks(serving(**report), limits, "")}
 
 
 def test_a_package_that_answers_as_the_engine_does_passes_every_check() -> None:
@@ -32,15 +29,15 @@ def test_a_package_that_answers_as_the_engine_does_passes_every_check() -> None:
 
 
 def test_without_a_server_it_is_unmeasured_with_the_reason() -> None:
-    (check,) = serving_checks(None, None, "no Triton server is at hand")
-    assert (check.verdict, check.message) == ("unmeasured", "The package was not served: no Triton server is at hand.")
+    (check,) = serving_checks(None, None, "no Triton server was found")
+    assert (check.verdict, check.message) == ("unmeasured", "The package was not served: no Triton server was found.")
 
 
 @pytest.mark.parametrize(
     ("change", "failed"),
     [
         ({"answers": {"grpc": {**ANSWERS, "worst": {"y": 0.01}}}}, "served.answers[grpc]"),
-        ({"answers": {"grpc": {**ANSWERS, "worst": {"y": float("inf")}}}, "spread": 1.0}, "served.answers[grpc]"),
+        ({"answers": {"grpc": {**ANSWERS, "worst": {"y": None}}}, "spread": 1.0}, "served.answers[grpc]"),
         ({"answers": {"http": {**ANSWERS, "errors": ["refused"]}}}, "served.answers[http]"),
         ({"answers": {"http": {**ANSWERS, "worst": {}}}}, "served.answers[http]"),
         ({"metric": {"name": "top1", "judged": 0.99, "served": 0.97}}, "served.metric"),
@@ -50,7 +47,7 @@ def test_without_a_server_it_is_unmeasured_with_the_reason() -> None:
         ({"load": {**LOAD, "latency_ms_p99": 16.0}}, "served.load"),
         ({"load": {**LOAD, "errors": 1, "first_error": "gone"}}, "served.load"),
         ({"load": {**LOAD, "completed_per_s": 80.0}}, "served.load"),
-        ({"load": {"tries": [], "rate": 0.0, "others": 0.0}}, "served.load"),
+        ({"load": {"tries": [], "rate": 0.0}}, "served.load"),
     ],
 )
 def test_each_fault_fails_its_own_check(change: dict[str, Any], failed: str) -> None:
@@ -65,16 +62,19 @@ def test_what_batching_changes_in_the_engine_itself_is_no_fault_of_the_server() 
 
 @pytest.mark.parametrize("change", [{"others": 0.5}, {"queries": 100}, {"queries": 100, "latency_ms_p99": 99.0}])
 def test_a_load_on_a_busy_host_or_of_too_few_queries_decides_nothing(change: dict[str, Any]) -> None:
-    word, sentence = load_verdict(LOAD | change, LIMITS)
+    word, sentence = load_verdict(serving(load=LOAD | change).load, LIMITS)
     assert word == "inconclusive"
     assert "other programs" in sentence or "563 are enough" in sentence
 
 
 def test_a_search_passes_with_the_rate_that_it_found() -> None:
-    found = {"tries": [{}], "rate": 240.0, "others": 0.0}
-    assert load_verdict(found, LIMITS) == ("pass", "The largest rate within 15 ms is 240 queries a second.")
+    found = {"tries": [LOAD], "rate": 240.0}
+    assert load_verdict(serving(load=found).load, LIMITS) == (
+        "pass",
+        "The largest rate within 15 ms is 240 queries a second.",
+    )
 
 
 def test_a_recorded_check_is_read_as_it_was_written() -> None:
-    checks = serving_checks(REPORT, LIMITS, "")
+    checks = serving_checks(serving(**REPORT), LIMITS, "")
     assert [Check.from_json(check.to_json()) for check in checks] == checks

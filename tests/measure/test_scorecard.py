@@ -21,7 +21,7 @@ def engine(name: str = "tiny/int8/cpu", verdict: str = "pass", **changed: Any) -
 
 
 def build(*engines: dict[str, Any], refused: tuple[tuple[str, str], ...] = ()) -> list[dict[str, Any]]:
-    return [{"engines": list(engines), "refused": [{"id": i, "sentence": s} for i, s in refused]}]
+    return [{"engines": list(engines), "refused": [{"id": i, "message": s} for i, s in refused]}]
 
 
 def words(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def test_sizes_and_outputs_that_change_are_told() -> None:
 
 
 def test_a_verdict_that_turns_is_told_with_its_reason() -> None:
-    check = {"name": "cosine[y]", "verdict": "fail", "sentence": "y: cosine is 0.9."}
+    check = {"name": "cosine[y]", "verdict": "fail", "message": "y: cosine is 0.9."}
     assert words(engine(), engine(verdict="fail", checks=[check])) == ("worse", "pass → fail: y: cosine is 0.9.")
     assert words(engine(verdict="fail"), engine()) == ("better", "fail → pass")
     assert words(engine(), engine(verdict="failed", error="it crashed"))[1] == "pass → failed: it crashed"

@@ -62,6 +62,20 @@ def decoder(decoders: Mapping[str, Any], edit: Edit) -> Callable[[], object]:
     return write
 
 
+def functions(*calls: tuple[str, str]) -> Callable[[], object]:
+    """The small model with functions that each call another one twice, and a node of the first."""
+
+    def write() -> None:
+        model, opsets = onnx.load("recipes/tiny.onnx"), [helper.make_opsetid("own", 1)]
+        for name, called in calls:
+            nodes = [helper.make_node(called, [a], [b], domain="own") for a, b in (("x", "t"), ("t", "y"))]
+            model.functions.append(helper.make_function("own", name, ["x"], ["y"], nodes, opsets))
+        model.graph.node.append(helper.make_node(calls[0][0], ["image"], ["unused"], domain="own"))
+        onnx.save(model, "recipes/tiny.onnx")
+
+    return write
+
+
 def npz(path: str, **arrays: np.ndarray) -> Callable[[], object]:  # type: ignore[type-arg]
     return lambda: np.savez(path, **arrays)  # type: ignore[arg-type]
 
@@ -165,6 +179,8 @@ COMMAND_CASES = (
     Case("inspect data", ("inspect", "recipes/calib.npz")),
     Case("inspect a folder", ("inspect", "recipes")),
     Case("inspect a damaged sidecar", ("inspect", "recipes"), written("recipes/engine.json", "{}")),
+    Case("a model whose function calls itself", ("inspect", "recipes/tiny.onnx"), functions(("F", "F"))),
+    Case("a model whose functions double", ("inspect", "recipes/tiny.onnx"), functions(*((f"F{n}", f"F{n - 1}") for n in range(30, 0, -1)))),
     Case("inspect a named pipe", ("inspect", "pipe.engine"), lambda: os.mkfifo("pipe.engine")),
     Case("verify what was not built", ("verify", "tiny/int8/cpu")),
     Case("verify nonsense", ("verify", "nonsense")),

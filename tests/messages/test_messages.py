@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
+from tests.typed_reports import write_sidecar
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden" / "messages.txt"
@@ -121,7 +121,7 @@ def test_messages_about_what_was_built_are_those_that_were_read(repository: Path
     folder = repository / "engine"
     folder.mkdir()
     (folder / "engine").write_bytes(b"engine")
-    (folder / "engine.json").write_text(json.dumps({"engine": "engine", "sha256": "0" * 64}), encoding="utf-8")
+    write_sidecar(folder, sha256="0" * 64)
     with pytest.raises(TrustError) as altered, verified_engine(folder):
         pass
     compare(LIBRARY[0], masked(str(altered.value), repository))

@@ -150,6 +150,44 @@ def test_other_files_are_no_models(tmp_path: Path, content: bytes) -> None:
         load_model(tmp_path / "m.onnx")
 
 
+def test_functions_that_never_end_or_fill_the_memory_are_refused(tmp_path: Path, model: onnx.ModelProto) -> None:
+    def read(depth: int, first: str) -> onnx.ModelProto:
+        del model.functions[:]
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        for level in range(depth):
+            inner = (
+                helper.make_node(f"F{level - 1}", ["x"], ["y"], domain="own")
+                if level
+                else helper.make_node(first, ["x"], ["y"])
+            )
+            branch = helper.make_graph([inner], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+            node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+            model.functions.append(helper.make_function("own", f"F{level}", ["x"], ["y"], [node], opsets))
+        model.graph.node.append(helper.make_node(f"F{depth - 1}", ["x"], ["unused"], domain="own"))
+        onnx.save(model, tmp_path / "m.onnx")
+        del model.graph.node[-1]
+        return load_model(tmp_path / "m.onnx")
+
+    assert len(read(10, "Relu").functions) == 10
+    with pytest.raises(ModelError, match=r"its functions expand to [\d,]+ nodes, at most 1,000,000"):
+        read(20, "Relu")
+    with pytest.raises(ModelError, match="more than 10"):
+        read(200, "Relu")
+    model.functions.append(
+        helper.make_function(
+            "own",
+            "F",
+            ["x"],
+            ["y"],
+            [helper.make_node("F", ["x"], ["y"], domain="own")],
+            [helper.make_opsetid("own", 1)],
+        )
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"function 'own\.F' calls itself"):
+        load_model(tmp_path / "m.onnx")
+
+
 def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         load_model(tmp_path / "none.onnx")

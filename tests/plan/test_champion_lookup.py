@@ -25,7 +25,7 @@ from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking
-from tests.typed_reports import accuracy, comparison_json
+from tests.typed_reports import accuracy, comparison_json, write_sidecar
 
 ENGINE = "tiny/int8/cpu"
 REGRESSION = "  regression: {latency: 5%, accuracy: 0.5%}\n"
@@ -55,7 +55,7 @@ def put_engine(folder: Path, content: bytes = b"engine") -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engine").write_bytes(content)
     digest = digest_file(folder / "engine")
-    (folder / "engine.json").write_text(json.dumps({"engine": "engine", "sha256": digest}), encoding="utf-8")
+    write_sidecar(folder, sha256=digest)
     return digest
 
 

@@ -130,7 +130,7 @@ def test_data_metric_code_targets_and_defaults_count(committed: Path) -> None:
 def test_another_limit_judges_again_what_it_limits(committed: Path) -> None:
     edit("tiny.yaml", "int8: {cosine: 0.98}", "int8: {cosine: 0.97}")
     assert one(found()).to_build == ("tiny/int8/cpu",)
-    assert one(found()).reasons == ("judged otherwise: limits.cosine changed from 0.98 to 0.97",)
+    assert one(found()).reasons == ("evaluated differently: limits.cosine changed from 0.98 to 0.97",)
 
 
 def test_recipes_come_and_go(committed: Path) -> None:
@@ -292,7 +292,12 @@ def test_without_the_data_what_did_not_change_is_unchanged(
         ("owner: tests@", "owner: others@", (), ""),
         ("npz: calib.npz", "npz: calib.npz, samples: 8", ("tiny/int8/cpu",), "data.calibration.samples is new"),
         ("one: {batch: 1}", "one: {batch: 2}", ("tiny/fp32/cpu", "tiny/int8/cpu"), "performance.at.one.batch changed"),
-        ("int8: {cosine: 0.98}", "int8: {cosine: 0.97}", ("tiny/int8/cpu",), "judged otherwise: limits.cosine changed"),
+        (
+            "int8: {cosine: 0.98}",
+            "int8: {cosine: 0.97}",
+            ("tiny/int8/cpu",),
+            "evaluated differently: limits.cosine changed",
+        ),
         ("npz: test.npz", "npz: tests.npz", ("tiny/fp32/cpu", "tiny/int8/cpu"), "data.evaluation.npz changed"),
     ],
 )

@@ -237,7 +237,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "metric module missing": ([("metric: top1", "metric: {python: nowhere:f}")], "no module 'nowhere' beside the recipe"),
     "slices without a metric": (
         [("labels: label}", "labels: label, slices: part}"), ("  metric: top1\n", "")],
-        "recipes/tiny.yaml:13:46: slices need accuracy.metric, which is judged on each; e.g. metric: top1",
+        "recipes/tiny.yaml:13:46: slices need accuracy.metric, which is computed on each; e.g. metric: top1",
     ),
     "a limit on slices that are not named": (
         [("{cosine: 0.98}", "{worst_slice_ratio: 0.9}")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def test_fewer_samples_are_spread_evenly_over_a_sorted_file(tmp_path: Path) -> N
     labels = np.arange(10)
     path = write(tmp_path / "a.npz", image=rows, y=labels)
     samples = open_samples(path, [IMAGE], {}, samples=5, labels="y")
-    assert samples.rows == [0, 2, 4, 6, 8]
+    assert list(samples.rows) == [0, 2, 4, 6, 8]
+    assert replace(samples, total=10**15, count=10**15).rows[-1] == 10**15 - 1  # without memory for each
     found = samples.read_labels()
     assert found is not None
     assert found.tolist() == [0, 2, 4, 6, 8]
@@ -177,7 +179,7 @@ def test_no_batch_has_samples_of_two_files(tmp_path: Path) -> None:
     samples = open_samples(files, [LINE], {}, samples=None, labels=None)
     shapes = [b["line"].shape for b in samples.batches([1, 3])]
     assert shapes == [(1, 3), (3, 3), (1, 3), (3, 8), (1, 8), (1, 2)]
-    assert samples.rows == list(range(10))
+    assert list(samples.rows) == list(range(10))
     values = np.concatenate([b["line"].reshape(-1) for b in samples.batches([2])])
     assert np.array_equal(values, np.arange(5 * 3 + 4 * 8 + 2, dtype=np.float32))
 

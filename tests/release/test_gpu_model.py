@@ -24,6 +24,7 @@ from engineworks.tracking.aliases import Slot
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking, open_tracking
+from tests.typed_reports import write_sidecar
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -42,8 +43,7 @@ def write_engine(folder: Path, template: dict[str, Any]) -> dict[str, Path]:
     (folder / "engine.plan").write_bytes(b"plan of the fake")
     sha256 = hashlib.sha256(b"plan of the fake").hexdigest()
     tensors = {"inputs": [X.to_json()], "outputs": [Y.to_json()]}
-    sidecar = {"engine": "engine.plan", "sha256": sha256, "precision": "fp16", "target": target, **tensors}
-    (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    write_sidecar(folder, engine="engine.plan", precision="fp16", target=target, inputs=(X,), outputs=(Y,))
     files = {
         f.name: {"sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "bytes": f.stat().st_size}
         for f in folder.iterdir()

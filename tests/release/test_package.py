@@ -73,7 +73,8 @@ def test_a_measured_setting_of_the_batcher_comes_from_the_engines_passport(built
         return PackagedEngine(engine.folder, passport).tuned(triton)
 
     def served(**point: Any) -> Any:
-        return {"serving.json": {"batching": {"recommended": {"delay_us": 500, "instances": 2, **point}}}}
+        made = {"delay_us": 500, "instances": 2, "rate": 9.0, "tries": [], **point}
+        return {"serving.json": {"batching": {"points": [made], "recommended": made, "gain": None}}}
 
     given = Triton(dynamic_batching=DynamicBatching(preferred=(4,)))
     assert engine.tuned(given) is given

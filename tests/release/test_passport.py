@@ -47,7 +47,7 @@ def test_a_passport_says_all_that_is_known(built: Any) -> None:
     assert [p["name"] for p in body["profiles"]] == ["default"]
     assert {"accuracy.json", "latency.json"} <= body["reports"].keys() & body["report_digests"].keys()
     assert body["verdict"]["verdict"] == "pass"
-    assert all(c["sentence"] for c in body["verdict"]["checks"])
+    assert all(c["message"] for c in body["verdict"]["checks"])
     assert len(json.dumps(body)) < 20_000  # raw samples stay in the reports
 
 
@@ -80,7 +80,7 @@ def test_a_signed_passport_is_believed_and_an_altered_one_refused(
     folder = folder_with_passport(built, tmp_path / "engine")
     assert verify_folder(folder, trust).signed_by in trust.keys
     body = json.loads((folder / "passport.json").read_text())
-    body["verdict"]["checks"][0]["sentence"] = "All is well."
+    body["verdict"]["checks"][0]["message"] = "All is well."
     (folder / "passport.json").write_text(json.dumps(body))
     with pytest.raises(TrustError, match="was altered: it is not what was signed"):
         verify_folder(folder, trust)
@@ -181,10 +181,10 @@ def test_a_passport_can_not_name_files_outside_of_its_folder(built: Any, tmp_pat
 def test_the_pipelines_own_loader_refuses_an_altered_engine(built: Any, alter: Callable[[Path], None]) -> None:
     engine = built.engine()
     folder = engine.path.parent
-    load_engine(folder, engine.sidecar["target"]).close()
+    load_engine(folder, engine.sidecar.target).close()
     alter(engine.path)
     with pytest.raises(TrustError, match="was altered"):
-        load_engine(folder, engine.sidecar["target"])
+        load_engine(folder, engine.sidecar.target)
 
 
 def test_verify_takes_an_id_a_file_a_folder_and_a_passport(built: Any, tmp_path: Path) -> None:

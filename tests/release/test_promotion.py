@@ -57,7 +57,7 @@ def release(plan: Any, result: BuildResult, tracking: Tracking) -> ReleaseResult
 
 
 def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too little.") -> BuildResult:
-    """The same build where int8 was judged otherwise."""
+    """The same build where int8 was evaluated differently."""
 
     def change(engine: EngineResult) -> EngineResult:
         checks = (Check("cosine[logits]", "fail" if word == "fail" else "inconclusive", sentence),)
@@ -106,7 +106,7 @@ def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None
     plan = named(built, "overtaken")
     before = champions_before(plan.loaded, tracking.registry())
     other = replace(
-        result, engines=tuple(replace(e, sidecar={**e.sidecar, "sha256": "f" * 64}) for e in result.engines)
+        result, engines=tuple(replace(e, sidecar=replace(e.sidecar, sha256="f" * 64)) for e in result.engines)
     )
     release(plan, other, tracking)
     late = release_build(plan, result, tracking, before)
@@ -131,7 +131,7 @@ def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None
 
 def other_engine(result: BuildResult, letter: str) -> BuildResult:
     """The same build, with other bytes by its sidecars: a version of its own."""
-    engines = (replace(e, sidecar={**e.sidecar, "sha256": letter * 64}) for e in result.engines)
+    engines = (replace(e, sidecar=replace(e.sidecar, sha256=letter * 64)) for e in result.engines)
     return replace(result, engines=tuple(engines))
 
 

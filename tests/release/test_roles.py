@@ -64,12 +64,12 @@ class World:
         for file in (folder, *folder.iterdir()):
             file.chmod(0o755)
         sign(folder / "engine", FORMS[0])
-        sidecar = {**engine.sidecar, "sha256": digest_file(folder / "engine")}
-        (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+        sidecar = replace(engine.sidecar, sha256=digest_file(folder / "engine"))
+        (folder / "engine.json").write_text(json.dumps(sidecar.to_json()), encoding="utf-8")
         body = json.loads(engine.passport.read_text(encoding="utf-8"))
         for name, facts in body["engine"]["files"].items():
             facts["sha256"] = digest_file(folder / name)
-        body["engine"]["sha256"] = sidecar["sha256"]
+        body["engine"]["sha256"] = sidecar.sha256
         passport = self.folder / "passport" / "passport.json"
         passport.parent.mkdir()
         passport.write_text(json.dumps(key().sign(body)), encoding="utf-8")

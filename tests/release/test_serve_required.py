@@ -13,9 +13,9 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import release_engine
+from tests.typed_reports import ANSWERS, serving
 
-ANSWERS = {"requests": 9, "equal": 9, "worst": {"logits": 0.0}, "errors": []}
-REPORT: dict[str, Any] = {"spread": 0.0, "answers": {"grpc": ANSWERS}, "refusals": [], "metric": None, "load": None}
+REPORT = serving().to_json()
 
 
 def judged(built: Any) -> tuple[Plan, EngineResult]:
@@ -50,7 +50,7 @@ def test_it_counts_for_this_package_on_this_server_alone(built: Any, monkeypatch
     registry: Any = SimpleNamespace(standings=lambda slots: {slot: SimpleNamespace(lost="") for slot in slots})
     kept = release_engine(plan, before, "run", None, registry, 3)  # type: ignore[arg-type]
     assert (kept.action, kept.version) == ("kept", None)
-    assert "stays at version 3" in kept.to_json()["sentence"]
+    assert "stays at version 3" in kept.to_json()["message"]
     serve(built, plan, REPORT)
     assert judged(built)[1].verdict == "pass"
     with monkeypatch.context() as other:

@@ -18,7 +18,7 @@ from engineworks.tracking.pages import ALL_ENGINES, HEADLINE, VIEW_TAG, Pages, e
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking, open_tracking
 from tests.typed_reports import latency as report_with
-from tests.typed_reports import shape_json
+from tests.typed_reports import shape_json, sidecar
 
 pytest.importorskip("mlflow")
 
@@ -61,7 +61,7 @@ def record(tracking: Tracking, recipe: str, method: str, p50: float, verdict: st
         )  # fmt: skip
         run.finish(texts={"plan.json": json.dumps(plan(method))})
         latency = report_with({"one": shape_json(p50)})
-        result = EngineResult(engine, verdict, (), sidecar={"sha256": f"digest-{method}", "bytes": 1}, latency=latency)  # type: ignore[arg-type]
+        result = EngineResult(engine, verdict, (), sidecar=sidecar(sha256=f"digest-{method}", bytes=1), latency=latency)  # type: ignore[arg-type]
         return BuildResult(recipe, run.run_id, (result,), (), StepCounts())
 
 
@@ -103,8 +103,8 @@ def several(tracking: Tracking, recipe: str, verdicts: dict[str, str], left_out:
         for precision, verdict in verdicts.items():
             tags = {"engineworks.verdict": verdict}
             run.record_engine(EngineRecord(ids[precision], tags=tags, engine_digest=f"{recipe}-{precision}"))
-            sidecar = {"sha256": f"{recipe}-{precision}", "bytes": 1}
-            results.append(EngineResult(ids[precision], verdict, (), sidecar=sidecar))  # type: ignore[arg-type]
+            made = sidecar(sha256=f"{recipe}-{precision}", bytes=1)
+            results.append(EngineResult(ids[precision], verdict, (), sidecar=made))  # type: ignore[arg-type]
         run.finish(texts={"plan.json": text})
         return BuildResult(recipe, run.run_id, tuple(results), (), StepCounts(), not_selected=missed)
 

@@ -23,7 +23,7 @@ from engineworks.report.night.page import render_night
 from engineworks.report.night.publish import publish_metrics, record_summary
 from engineworks.report.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.tracking.runs import open_tracking
-from tests.typed_reports import accuracy, metric, shape_json
+from tests.typed_reports import accuracy, metric, shape_json, sidecar
 from tests.typed_reports import latency as report_with
 
 AT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
@@ -45,7 +45,7 @@ def engine(name: str, verdict: EngineVerdict = "pass", *, digest: str = "a" * 64
     failure = Failure(f"{name}/build", "the builder crashed\nmore") if verdict == "failed" else None
     latency = report_with({"one": shape_json(p50)})
     return EngineResult(
-        name, verdict, checks, sidecar={"sha256": digest, "bytes": 2**20}, latency=latency, failure=failure,
+        name, verdict, checks, sidecar=sidecar(sha256=digest, bytes=2**20), latency=latency, failure=failure,
         accuracy=accuracy(metric()),
     )  # fmt: skip
 

@@ -136,7 +136,7 @@ def test_a_champion_that_is_the_engine_itself_is_told_as_such() -> None:
     engine = "classifier/fp16/h100"
     known = background.champions[engine]
     assert known.point is not None
-    same = replace(known, point=replace(known.point, digest=result.engines[1].sidecar["sha256"]))
+    same = replace(known, point=replace(known.point, digest=result.engines[1].digest))
     assert "byte for byte" in render_markdown(result, replace(background, champions={engine: same}))
 
 

@@ -18,7 +18,7 @@ from engineworks.report.results_text import print_results
 from engineworks.report.rows import grouped_reasons
 from engineworks.report.terminal import fitting
 from engineworks.settings import read_settings
-from tests.typed_reports import accuracy, latency, metric, shape_json
+from tests.typed_reports import accuracy, latency, metric, shape_json, sidecar
 
 SHAPE = shape_json() | {
     "latency_ms_p50": 0.123,
@@ -36,7 +36,7 @@ TARGETS = ("rtx20", "a100", "rtx30", "rtx40", "rtx50", "portable")
 def measured(precision: str, *checks: Check) -> EngineResult:
     bad = any(check.verdict == "fail" for check in checks)
     return EngineResult(
-        f"classifier/{precision}/cpu", "fail" if bad else "pass", checks or (PASSED,), sidecar={"bytes": 2**20},
+        f"classifier/{precision}/cpu", "fail" if bad else "pass", checks or (PASSED,), sidecar=sidecar(bytes=2**20),
         accuracy=accuracy(metric(0.9933)),
         latency=latency({"one": SHAPE}),
     )  # fmt: skip
@@ -46,7 +46,7 @@ def idle(precision: str, target: str) -> EngineResult:
     why = f"Not run: no NVIDIA GPU here; the target's engines run on compute capability {target}."
     return EngineResult(
         f"classifier/{precision}/{target}", "unmeasured", (Check("accuracy", "unmeasured", why),),
-        sidecar={"bytes": 2**20, "target": {"compute_capability": ["8.0"]}},
+        sidecar=sidecar(bytes=2**20, target={"compute_capability": ["8.0"]}),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from engineworks.report.values import (
     streams_table,
     sweep_table,
 )
-from tests.typed_reports import latency_json, shape_json
+from tests.typed_reports import latency_json, shape_json, sidecar
 
 SHAPE = shape_json() | {
     "dims": {"batch": 1}, "latency_ms_p50": 0.2, "latency_ms_p90": 0.21, "latency_ms_p99": 0.3,
@@ -48,9 +48,13 @@ CPU_SHAPE = (
 
 def engine(**changes: Any) -> EngineResult:
     chosen = Recommendation(8, "batch 8: 5,000 samples/s at 0.2 ms")
-    sidecar = {"bytes": 100, "build_seconds": 1.0, "sha256": "d", "versions": {}}
     return EngineResult(
-        "r/fp16/h100", "pass", (), sidecar=sidecar, latency=Latency.from_json(REPORT | changes), recommendation=chosen
+        "r/fp16/h100",
+        "pass",
+        (),
+        sidecar=sidecar(bytes=100, sha256="d"),
+        latency=Latency.from_json(REPORT | changes),
+        recommendation=chosen,
     )
 
 

@@ -88,7 +88,7 @@ def test_a_latency_counts_only_beyond_its_interval(after: Latency, words: str) -
 
 
 def test_checks_that_turned_are_told_with_their_sentence() -> None:
-    checks = [({"name": "cosine[y]", "verdict": word, "sentence": f"it is a {word}."},) for word in ("pass", "fail")]
+    checks = [({"name": "cosine[y]", "verdict": word, "message": f"it is a {word}."},) for word in ("pass", "fail")]
     found = explain(side(checks=checks[0]), side(verdict="fail", checks=checks[1])).effects
     assert [(e.name, e.before, e.after) for e in found] == [
         ("verdict", "pass", "fail"), ("check cosine[y]", "pass", "fail"),

@@ -23,6 +23,7 @@ from engineworks.plan.champion_lookup import ChampionError
 from engineworks.steps import compare_champion
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
+from tests.typed_reports import write_sidecar
 
 X, Y = TensorSpec("x", "float32", ("batch", 64)), TensorSpec("y", "float32", ("batch", 4))
 
@@ -52,9 +53,7 @@ def engine(folder: Path, width: int, seed: int = 0) -> Path:
         [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "engine")
-    tensors = {"inputs": [X.to_json()], "outputs": [Y.to_json()]}
-    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine"), **tensors}
-    (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    write_sidecar(folder, inputs=(X,), outputs=(Y,))
     return folder
 
 
@@ -184,9 +183,7 @@ def test_a_champion_that_is_gone_leaves_its_history(tmp_path: Path, monkeypatch:
 def test_it_is_known_which_of_the_two_does_not_load(tmp_path: Path, at_hand: Any, monkeypatch: Any) -> None:
     sound, broken = engine(tmp_path / "sound", 64), engine(tmp_path / "broken", 128)
     (broken / "engine").write_bytes(b"not an engine")
-    sidecar = json.loads((broken / "engine.json").read_text(encoding="utf-8"))
-    sidecar["sha256"] = digest_file(broken / "engine")  # as it was built: wrong, not altered
-    (broken / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    write_sidecar(broken, inputs=(X,), outputs=(Y,))  # as it was built: wrong, not altered
     monkeypatch.setattr(compare_champion, "history_of", lambda *_: {})
     at_hand(broken)
     done = job(tmp_path, sound, broken)

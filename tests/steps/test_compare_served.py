@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.engines import backends
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
-from engineworks.host.file_digests import digest_file
 from engineworks.measure import served as served_limits
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, evaluate_gates
@@ -31,6 +30,7 @@ from engineworks.recipe.recipe import Limits
 from engineworks.steps import compare, lowered_reference, reference
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
+from tests.typed_reports import write_sidecar
 
 Array = NDArray[Any]
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -128,11 +128,7 @@ class Bench:
         build = self.folder / "build"
         build.mkdir(exist_ok=True)
         (build / "engine").write_bytes(b"of the fake backend")
-        sidecar = {
-            "engine": "engine", "sha256": digest_file(build / "engine"), "precision": precision,
-            "inputs": [], "outputs": [],
-        }  # fmt: skip
-        (build / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+        write_sidecar(build, precision=precision)
         unkeyed = {"evaluation": str(self.folder / "data.npz")}
         reference.run(StepJob("t/reference", params, {"fold": model}, unkeyed, self.folder, lambda _: None))
         own = self.folder / "lowered"

@@ -151,7 +151,7 @@ def test_the_benchmark_for_gpus_reads_what_the_steps_wrote(made, monkeypatch):
 
 def test_it_generates(made):
     with verified_engine(made["build"]) as engine:
-        generator = open_generator(engine, engine.sidecar["target"], streams=2)
+        generator = open_generator(engine, engine.sidecar.target, streams=2)
     try:
         pieces = list(generator.stream("You may reproduce and", 8))
         assert generator.generate(["You may reproduce and", "the"], 8)[0] == "".join(pieces)

@@ -15,12 +15,12 @@ from conftest import tiny_model
 
 from engineworks.engines.backends.base import RunTimes, Serving
 from engineworks.errors import RunError
-from engineworks.host.file_digests import digest_file
 from engineworks.measure.layers import Layers
 from engineworks.steps import measure
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
+from tests.typed_reports import write_sidecar
 
 if TYPE_CHECKING:
     from engineworks.engines.backends.base import Arrays
@@ -35,10 +35,8 @@ def job(folder: Path, **params: Any) -> StepJob:
     (folder / "lower").mkdir()
     for file in ("build/engine", "lower/model.onnx"):
         onnx.save(tiny_model(), folder / file)
-    outputs = [TensorSpec("logits", "float32", ("batch", 3)).to_json()]
-    digest = digest_file(folder / "build/engine")
-    sidecar = {"engine": "engine", "sha256": digest, "bytes": 2**20, "inputs": [INPUT.to_json()], "outputs": outputs}
-    (folder / "build/engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    outputs = (TensorSpec("logits", "float32", ("batch", 3)),)
+    write_sidecar(folder / "build", bytes=2**20, inputs=(INPUT,), outputs=outputs)
     np.savez(folder / "data.npz", image=np.ones((3, 1, 4, 4), np.float32))
     samples = {"arrays": {"image": "image"}, "count": 3, "total": 3, "specs": [INPUT.to_json()]}
     given = {

@@ -51,7 +51,7 @@ def test_of_an_error_rate_more_is_worse() -> None:
 def test_not_finite_is_worst_of_all() -> None:
     trials = [make_trial(group("a"), report(1.0)), make_trial(group("b"), report(50.0, nonfinite=1))]
     assert rank(trials, 100)[0].group.name == "b"
-    assert rank(trials, 100)[0].to_json()["noise"] is None
+    assert rank(trials, 100)[0].part.noise is None
 
 
 def test_noise_of_the_worst_output() -> None:

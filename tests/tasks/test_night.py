@@ -24,9 +24,9 @@ RESULT = {
     "engines": [
         {"id": "tiny/fp32/cpu", "verdict": "pass", "waived": [], "error": None, "checks": []},
         {"id": "tiny/int8/cpu", "verdict": "fail", "waived": [], "error": None,
-         "checks": [{"verdict": "pass", "sentence": "fine"}, {"verdict": "fail", "sentence": "cosine 0.5"}]},
+         "checks": [{"verdict": "pass", "message": "fine"}, {"verdict": "fail", "message": "cosine 0.5"}]},
     ],
-    "refused": [{"id": "tiny/fp8/rtx20", "sentence": "rtx20 has no fp8"}],
+    "refused": [{"id": "tiny/fp8/rtx20", "message": "rtx20 has no fp8"}],
 }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def failed(
     """A built recipe whose engines fail. sentences: precision/target, and the failing check's sentence."""
     engines = [
         {"id": f"{recipe}/{engine}", "verdict": "fail" if text else "pass", "waived": [], "error": None,
-         "checks": [{"name": check, "verdict": "fail" if text else "pass", "sentence": text}]}
+         "checks": [{"name": check, "verdict": "fail" if text else "pass", "message": text}]}
         for engine, text in sentences
         for check in ["latency" if engine == slow else "metric"]
     ]  # fmt: skip

@@ -413,17 +413,6 @@ def test_two_threads_record_at_once(tracking: Tracking) -> None:
     assert len(children_of(tracking, build.run_id)) == 10
 
 
-def test_engines_can_be_recorded_from_another_place_by_the_parents_id(tracking: Tracking, artifacts: Path) -> None:
-    with tracking.start_build("attach", "key-attach", {}, {}) as build:
-        first = build.record_engine(EngineRecord("attach/fp32/cpu"))
-        elsewhere = open_tracking(artifacts).attach_build(build.run_id)
-        assert elsewhere.record_engine(EngineRecord("attach/fp32/cpu")) == first
-        elsewhere.record_engine(EngineRecord("attach/fp16/cpu"))
-    assert set(children_of(tracking, build.run_id)) == {"attach/fp32/cpu", "attach/fp16/cpu"}
-    with pytest.raises(TrackingError, match="not the parent run"):
-        tracking.attach_build(first)
-
-
 # --- processes
 
 KILLED_BUILD = """

@@ -21,23 +21,25 @@ if TYPE_CHECKING:
 
 def init(
     model: Annotated[
-        str | None, typer.Argument(help="ONNX file or Hugging Face folder; without one: questions.")
+        str | None, typer.Argument(help="ONNX file or Hugging Face folder; without one, init asks.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: recipes/NAME.yaml.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the recipe; default: the model's.")] = None,
     precisions: Annotated[str | None, typer.Option("--precisions", help="E.g. fp32,fp16,int8.")] = None,
     evaluation: Annotated[
         str | None,
-        typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: stand-ins."),
+        typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: synthetic."),
     ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Array or column with the labels.")] = None,
-    calibration: Annotated[str | None, typer.Option("--calibration", help="The same for int8.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", help="Samples that calibrate int8, in the same forms.")
+    ] = None,
     task: Annotated[str | None, typer.Option("--task", help="Task of a Hugging Face model.")] = None,
     from_trtexec: Annotated[
         str | None, typer.Option("--from-trtexec", help="Translate this trtexec command line, in quotes.")
     ] = None,
     from_olive: Annotated[Path | None, typer.Option("--from-olive", help="Translate this Olive file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a recipe that builds at once, with its guesses marked.

@@ -28,7 +28,7 @@ _KNOWN = frozenset({"input_model", "passes", "evaluators", "evaluator", "data_co
 _NEEDLESS: Mapping[str, str] = {
     "cache_dir": "results are kept in the store by their fingerprints", "output_dir": "engines lie in the store",
     "output_name": "engines are named recipe/precision/target", "clean_cache": "nothing stale is ever a hit",
-    "log_severity_level": "build -v", "search_strategy": "every precision is built and judged",
+    "log_severity_level": "build -v", "search_strategy": "every precision is built and evaluated",
     "evaluate_input_model": "the fp32 reference is always run", "engine": "order and places are the flow's affair",
     "host": "where jobs run is the pool's affair: _targets.yaml",
 }  # fmt: skip

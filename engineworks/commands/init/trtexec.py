@@ -44,7 +44,7 @@ NEEDLESS: Mapping[str, str] = {
 
 IMPOSSIBLE: Mapping[str, str] = {
     "calib": "a calibration cache of TensorRT 8 cannot be read: int8 is calibrated on data.calibration",
-    "loadEngine": "an engine without its model cannot be judged: give --onnx",
+    "loadEngine": "an engine without its model cannot be evaluated: give --onnx",
     "loadInputs": "raw input files: put the arrays into an .npz and name it under data.evaluation",
     "plugins": "plugin libraries are not loaded",
     "dynamicPlugins": "plugin libraries are not loaded",

@@ -19,7 +19,7 @@ def limits(
     recipe: OneRecipe,
     only: Only = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write the limits into the recipe, not only the diff.")
+        bool, typer.Option("--write", help="Write the limits into the recipe; default: print the diff.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engineworks.builds.progress import listener
 from engineworks.builds.step import run_step
-from engineworks.engines.engine_session import read_sidecar
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import EngineworksError, StepError, TrackingError
 from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
@@ -73,7 +73,7 @@ def _evidence(plan: Plan, engine: PlannedEngine, store: Store, settings: Setting
             listener().finished(step, outcome.seconds)
     report = store.require(engine.steps["compare"]).read(Accuracy)
     slices = report.metric.slices if report.metric else ()
-    digest = str(read_sidecar(store.require(engine.steps["build"]).path)["sha256"])
+    digest = store.require(engine.steps["build"]).read(Sidecar).sha256
     nights = dict(_nights(engine.id, digest, settings))
     evidence = Evidence(engine.id, report.worst_cosine, slices[0] if slices else None, report.metric, nights)
     if evidence.ruined:

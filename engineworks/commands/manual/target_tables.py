@@ -84,7 +84,7 @@ def _messages() -> Iterator[str]:
         for row in [CAPABILITIES[r.backend]]
         for refused in [", ".join(f"`{p}`" for p in r.precisions) or "all"]
     )
-    head = ("backend", "versions", "precisions", "of models with", "sentence")
+    head = ("backend", "versions", "precisions", "of models with", "reason")
     yield markdown_table(head, rows) + "\n"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,10 @@ from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from engineworks.commands.sensitivity.measurement import Sensitivity
+    from engineworks.measure.sensitivity_report import ModelCost, SensitivityReport
 
 SHOWN = 20
 """Parts that the table shows; --json has them all."""
@@ -25,12 +26,13 @@ Precision = Annotated[
     str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
 ]
 Target = Annotated[
-    str, typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names)
+    str, typer.Option("--target", help="The target whose engine the list is for.", autocompletion=target_names)
 ]
 Samples = Annotated[
-    int | None, typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all.")
+    int | None,
+    typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Number of samples to search on; default: all."),
 ]
-Write = Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the list into the recipe; default: print the diff.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the plot; default: artifacts/sensitivity.")]
 
 
@@ -59,7 +61,7 @@ def sensitivity(
     settings = read_settings()
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         made = measure_sensitivity(recipe, settings, precision=precision, target=target, samples=samples)
-    title = f"{made.id}: {made.found['samples']} samples"
+    title = f"{made.id}: {made.found.samples} samples"
     file = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
     plot = write_plot(made.found, title, file)
     diff, written = _patch(made, recipe, write=write)
@@ -85,58 +87,58 @@ def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
     from engineworks.commands.recipe_patch import difference, replace_file
     from engineworks.commands.sensitivity.patch import with_keep
 
-    if made.keep is None or not made.proven:
+    if made.found.keep is None or not made.proven:
         return "", False
     with recipe.open(encoding="utf-8", newline="") as file:
         before = file.read()
-    after = with_keep(before, made.keep, made.loaded.shown)
+    after = with_keep(before, made.found.keep, made.loaded.shown)
     if write and after != before:
         replace_file(recipe, after)
     return difference(before, after, made.loaded.shown), write and after != before
 
 
-def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    kept = set(report["kept_nodes"])
-    for part in report["parts"][:SHOWN]:
+def _rows(report: SensitivityReport) -> Iterator[tuple[str, ...]]:
+    kept = set(report.kept_nodes)
+    for part in report.parts[:SHOWN]:
         yield (
-            part["name"], str(len(part["nodes"])),
-            "not finite" if part["noise"] is None else _figure(part["sqnr_db"] and -part["sqnr_db"], 1),
-            _figure(part["cosine"], 5), _figure(part["metric"], 4),
-            "" if part["loss"] is None else f"{part['loss']:.2%}", "keep" if kept.issuperset(part["nodes"]) else "",
+            part.name, str(len(part.nodes)),
+            "not finite" if part.noise is None else _figure(part.sqnr_db and -part.sqnr_db, 1),
+            _figure(part.cosine, 5), _figure(part.metric, 4),
+            "" if part.loss is None else f"{part.loss:.2%}", "keep" if kept.issuperset(part.nodes) else "",
         )  # fmt: skip
 
 
 def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     from engineworks.commands.sensitivity.measurement import failures
 
-    report, cost = made.found, made.found["cost"]
-    every = f"all {report['candidates']} nodes quantized, {report['samples']} samples"
-    yield f"{made.id}: {_values_text(report['everything'])} with {every}"
-    if not report["limits"]:
-        yield f"the recipe has no limits for {report['precision']}: nothing says which of them to keep out"
-    elif made.keep is None:
+    report, cost = made.found, made.found.cost
+    every = f"all {report.candidates} nodes quantized, {report.samples} samples"
+    yield f"{made.id}: {_values_text(report.everything)} with {every}"
+    if not report.limits:
+        yield f"the recipe has no limits for {report.precision}: nothing says which of them to keep out"
+    elif made.found.keep is None:
         yield "no list of nodes to keep out makes the limits hold"
-    elif not made.keep:
+    elif not made.found.keep:
         yield "the limits hold with nothing kept out"
     else:
-        yield f"with {len(report['kept_nodes'])} nodes kept out: {_values_text(report['result'])}"
+        assert report.result is not None  # there is a list
+        yield f"with {len(report.kept_nodes)} nodes kept out: {_values_text(report.result)}"
     if made.verdict is not None:
         yield f"the engine of this list: {made.verdict.verdict}"
         yield from (f"  {check.message}" for check in failures(made.verdict))
-    ratio = cost["seconds"] / (cost["tried"] * cost["pass_seconds"]) if cost["pass_seconds"] else 0.0
+    ratio = cost.seconds / (cost.tried * cost.pass_seconds) if cost.pass_seconds else 0.0
     yield (
-        f"{cost['tried']} parts tried and {cost['evaluations']} lists in {cost['seconds']:.1f} s: "
+        f"{cost.tried} parts tried and {cost.evaluations} lists in {cost.seconds:.1f} s: "
         f"{ratio:.1f} passes of fp32 over the samples per part"
     )
     yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
 
 
-def _values_text(values: Mapping[str, Any]) -> str:
-    metric = values["metric_of"]
-    text = f"cosine {_figure(values['cosine'], 5) or 'not finite'}"
-    return text + (
-        f", {metric['name']} {_figure(metric['engine'], 4)} (fp32 {_figure(metric['reference'], 4)})" if metric else ""
-    )
+def _values_text(values: ModelCost) -> str:
+    metric, text = values.metric_of, f"cosine {_figure(values.cosine, 5) or 'not finite'}"
+    if metric is None:
+        return text
+    return f"{text}, {metric.name} {_figure(metric.engine, 4)} (fp32 {_figure(metric.reference, 4)})"
 
 
 def _figure(value: float | None, digits: int) -> str:

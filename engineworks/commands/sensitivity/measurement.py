@@ -5,7 +5,7 @@ Folding, ranges, lowering, engine and comparison are the steps of a build, taken
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates
+from engineworks.measure.sensitivity_report import SensitivityReport
 from engineworks.plan.decoder_documents import documents_of
-from engineworks.plan.kinds import SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.batch import fixed_batch
@@ -35,17 +35,12 @@ from engineworks.store.store import Store
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The measured sensitivity. found: the step's JSON. verdict: of the engine with that list, if any."""
+    """The measured sensitivity. verdict: of the engine with that list, if any."""
 
     loaded: LoadedRecipe
     id: str
-    found: Mapping[str, Any]
+    found: SensitivityReport
     verdict: Verdict | None
-
-    @property
-    def keep(self) -> tuple[str, ...] | None:
-        """The list that meets the limits, None if there is none."""
-        return None if self.found["keep"] is None else tuple(self.found["keep"])
 
     @property
     def proven(self) -> bool:
@@ -54,7 +49,7 @@ class Sensitivity:
 
     @property
     def exit_code(self) -> int:
-        if not self.found["limits"]:
+        if not self.found.limits:
             return EXIT_PASSED
         if self.verdict is None or self.verdict.verdict == "fail":
             return EXIT_GATE_FAILED
@@ -63,7 +58,7 @@ class Sensitivity:
     def to_json(self) -> dict[str, Any]:
         verdict = self.verdict
         return {
-            "id": self.id, **self.found,
+            "id": self.id, **self.found.to_json(),
             "verdict": verdict.verdict if verdict else None,
             "verdict_checks": [c.to_json() for c in verdict.checks] if verdict else [],
         }  # fmt: skip
@@ -86,11 +81,11 @@ def measure_sensitivity(
     step = _sensitivity_step(wanted, plan, digests, samples)
     _run(plan, step.inputs.values(), store)
     _run_step(step, store)
-    report = store.require(step.key).read_json(SENSITIVITY_FILE)
+    report = store.require(step.key).read(SensitivityReport)
     verdict = None
-    if report["keep"] is not None:
-        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(report["keep"]))
-        verdict = _judge_engine(plan_recipe(kept, store, digests), store)
+    if report.keep is not None:
+        kept = _narrowed(loaded, precision, wanted.targets[0], keep=report.keep)
+        verdict = _evaluate_engine(plan_recipe(kept, store, digests), store)
     digests.save()
     lease.end()
     return Sensitivity(loaded, plan.engines[0].id, report, verdict)
@@ -144,7 +139,7 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     return Step("sensitivity", name, digest_of(document), document, document["inputs"], unkeyed)
 
 
-def _judge_engine(plan: Plan, store: Store) -> Verdict:
+def _evaluate_engine(plan: Plan, store: Store) -> Verdict:
     """Build the engine and compare it, as a build does; nothing is timed."""
     engine = plan.engines[0]
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from engineworks.measure.sensitivity_report import Part, SensitivityReport
 
 MOST_BARS = 30
 
 _KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
 
 
-def write_plot(report: Mapping[str, Any], title: str, file: Path) -> Path | None:
+def write_plot(report: SensitivityReport, title: str, file: Path) -> Path | None:
     """Write the picture (SVG, or the format of the file's suffix); None if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    parts = report["parts"][:MOST_BARS]
+    parts = report.parts[:MOST_BARS]
     figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    kept = set(report["kept_nodes"])
-    noise = [p["noise"] if p["noise"] else 1e-12 for p in parts]
-    colours = [_KEPT if kept.issuperset(p["nodes"]) else _QUANTIZED for p in parts]
+    kept = set(report.kept_nodes)
+    noise = [p.noise or 1e-12 for p in parts]
+    colours = [_KEPT if kept.issuperset(p.nodes) else _QUANTIZED for p in parts]
     axes.barh(range(len(parts)), noise, color=colours, log=True)
     axes.set_yticks(range(len(parts)), labels=[_label(p) for p in parts], fontsize=7)
     axes.invert_yaxis()
@@ -41,6 +41,6 @@ def write_plot(report: Mapping[str, Any], title: str, file: Path) -> Path | None
     return file
 
 
-def _label(part: Mapping[str, Any]) -> str:
-    count = len(part["nodes"])
-    return part["name"] if count == 1 else f"{part['name']} ({count} nodes)"
+def _label(part: Part) -> str:
+    count = len(part.nodes)
+    return part.name if count == 1 else f"{part.name} ({count} nodes)"

@@ -96,22 +96,21 @@ def open_generator(
 ) -> Generator:  # fmt: skip
     """Load a verified decoder with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
     host cannot run it."""
-    if "decoder" not in engine.sidecar:
+    decoder = engine.sidecar.decoder
+    if decoder is None:
         raise RunError("this engine is no decoder: it generates no text", hint="'engineworks inspect' says what it is")
     try:
         import tokenizers
     except ImportError:
         hint = "pip install 'engineworks[text]'"
         raise RunError("text needs tokenizers, which is not installed", hint=hint) from None
-    tokenizer = tokenizers.Tokenizer.from_str(_tokenizer_text(engine))
-    return Generator(
-        open_decoder(engine, target, streams, serving=serving), tokenizer, engine.sidecar["decoder"]["stop"]
-    )
+    tokenizer = tokenizers.Tokenizer.from_str(_tokenizer_text(engine, decoder.tokenizer_sha256))
+    return Generator(open_decoder(engine, target, streams, serving=serving), tokenizer, decoder.stop)
 
 
-def _tokenizer_text(engine: VerifiedEngine) -> str:
+def _tokenizer_text(engine: VerifiedEngine, digest: str) -> str:
     """Return the tokenizer's file, read once. Raises `TrustError` unless it is what the verified sidecar names."""
-    file, digest = engine.source.parent / TOKENIZER_FILE, engine.sidecar["decoder"]["tokenizer_sha256"]
+    file = engine.source.parent / TOKENIZER_FILE
     try:
         data = file.read_bytes()
     except OSError as error:

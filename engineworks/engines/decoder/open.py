@@ -11,7 +11,6 @@ from engineworks.engines.backends import backend
 from engineworks.engines.backends import onnxruntime as cpu
 from engineworks.engines.backends.base import PartsRunner, Serving
 from engineworks.engines.decoder.base import DecoderSession
-from engineworks.engines.decoder.parts import Part
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
@@ -26,15 +25,15 @@ def open_decoder(
     """Load a verified decoder for so many streams. cache: a folder with data of this engine on this device that makes
     the next load faster. Raises `RunError` where this host cannot run it."""
     runner_of(target)
-    interface = DecoderInterface.from_json(engine.sidecar["decoder"]["interface"])
-    parts = parts_of(engine.sidecar)
-    if parts:
+    decoder = engine.sidecar.decoder
+    assert decoder is not None  # only a decoder gets here
+    if decoder.parts:
         run, folder = backend(target["backend"]), engine.path.parent
         assert isinstance(run, PartsRunner)  # it built them
         with named(folder, engine.source.parent):
-            return run.open_parts(folder, parts, interface, streams, serving=serving, cache=cache)
+            return run.open_parts(folder, decoder.parts, decoder.interface, streams, serving=serving, cache=cache)
     with named(engine.path, engine.source):
-        return open_onnx_decoder(engine.path, interface, streams, target["options"])
+        return open_onnx_decoder(engine.path, decoder.interface, streams, target["options"])
 
 
 def open_onnx_decoder(
@@ -56,13 +55,6 @@ def open_onnx_decoder(
 
 def one_by_one(engine: VerifiedEngine) -> VerifiedEngine | None:
     """Return the engine without the parts that step several streams; None where it has none of these."""
-    parts = parts_of(engine.sidecar)
-    single = [part.to_json() for part in parts if part.batch == 1]
-    if len(single) == len(parts):
-        return None
-    return replace(engine, sidecar={**engine.sidecar, "decoder": {**engine.sidecar["decoder"], "parts": single}})
-
-
-def parts_of(sidecar: Mapping[str, Any]) -> list[Part]:
-    """Return the engines inside the artifact; none where one engine takes every shape."""
-    return [Part.from_json(value) for value in sidecar["decoder"].get("parts", ())]
+    decoder = engine.sidecar.decoder
+    single = replace(decoder, parts=tuple(part for part in decoder.parts if part.batch == 1)) if decoder else None
+    return None if single == decoder else replace(engine, sidecar=replace(engine.sidecar, decoder=single))

@@ -6,9 +6,8 @@ in it: a decode part takes one token of some neighbouring streams, a prefill par
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 LEAST_PREFILL = 16
 """A prefill part takes at least so many tokens, for prompts that the recipe does not name."""
@@ -21,13 +20,6 @@ class Part:
     file: str
     batch: int
     tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Part:
-        return cls(value["file"], value["batch"], value["tokens"])
 
 
 def parts_for(streams: Sequence[int], prompts: Sequence[int], context: int) -> list[Part]:

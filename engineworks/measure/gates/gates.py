@@ -25,6 +25,11 @@ from engineworks.tensors import NARROWED
 CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 
+def message_of(value: Mapping[str, Any]) -> str:
+    """Return the message of a check or refusal on record, '' for none. Until 0.1.0 its key was `sentence`."""
+    return str(value.get("message") or value.get("sentence", ""))
+
+
 @dataclass(frozen=True)
 class Check:
     """One limit compared with one measurement.
@@ -38,12 +43,12 @@ class Check:
     waived: str = ""
 
     def to_json(self) -> dict[str, str]:
-        return {"name": self.name, "verdict": self.verdict, "sentence": self.message, "waived": self.waived}
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, value: Mapping[str, str]) -> Check:
         """Read what `to_json` wrote; `waived` may be missing."""
-        return cls(value["name"], cast("CheckVerdict", value["verdict"]), value["sentence"], value.get("waived", ""))
+        return cls(value["name"], cast("CheckVerdict", value["verdict"]), message_of(value), value.get("waived", ""))
 
     @property
     def text(self) -> str:

@@ -59,12 +59,14 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
     metric = report["metric"]
     if metric is None:
         return
-    ours, theirs = metric["candidate"], metric["champion"]
-    text = f"{metric['name']} of the served answers is {number_text(ours)}, of the champion's {number_text(theirs)}"
-    if ours is None or theirs is None:
+    candidate, champion = metric["candidate"], metric["champion"]
+    text = (
+        f"{metric['name']} of the served answers is {number_text(candidate)}, of the champion's {number_text(champion)}"
+    )
+    if candidate is None or champion is None:
         yield Check("shadow.metric", "fail", f"{text}.")
         return
-    worse = worse_by(ours, theirs, lower_is_better=metric["lower_is_better"])
+    worse = worse_by(candidate, champion, lower_is_better=metric["lower_is_better"])
     text += f", limit {100 * limit:.3g}% worse."
     yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", text)
 

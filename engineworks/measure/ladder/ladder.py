@@ -128,7 +128,7 @@ class TargetLadder:
             "basis": self.basis,
             "estimate": ladder_estimate.LABEL if self.basis == "estimated" else None,
             "shape": self.shape or None,
-            "sentence": self.message,
+            "message": self.message,
             "candidates": [r.to_json() for r in self.candidates],
         }
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from engineworks.builds.results import BuildResult
+from engineworks.measure.gates.gates import message_of
 from engineworks.report.background import Point
 from engineworks.report.night.changes import changes_since, past_of, recipe_of
 
@@ -167,7 +168,7 @@ def summarize_since(
          "metric": p.metric}
         for engine, p in before.items()
     ]  # fmt: skip
-    old += [_refused({"id": engine, "sentence": message}) for engine, message in refused.items()]
+    old += [_refused({"id": engine, "message": message}) for engine, message in refused.items()]
     new = result.to_json()
     engines = [*map(_engine, new["engines"]), *map(_refused, new["refused"])]
     past = past_of({"engines": old, "left_out": left_out})
@@ -215,10 +216,10 @@ def _why(engine: Mapping[str, Any]) -> str:
     if engine.get("error"):
         return str(engine["error"]).splitlines()[0]
     open_checks = [c for c in engine.get("checks", ()) if c["verdict"] != "pass"]
-    return next((str(c["sentence"]) for c in sorted(open_checks, key=lambda c: bool(c.get("waived")))), "")
+    return next((message_of(c) for c in sorted(open_checks, key=lambda c: bool(c.get("waived")))), "")
 
 
 def _refused(engine: Mapping[str, Any]) -> dict[str, Any]:
     nothing = dict.fromkeys(("digest", "bytes", "latency_ms_p50", "throughput_per_s", "metric"))
     nothing |= _served({})
-    return {"id": engine["id"], "verdict": "refused", "waived": False, "why": engine["sentence"], **nothing}
+    return {"id": engine["id"], "verdict": "refused", "waived": False, "why": message_of(engine), **nothing}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.gates.gates import message_of
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.plan.kinds import STEP_KINDS, StepName
 
@@ -70,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Explanation:
-    """anew: steps whose keys differ. complete: whether both sides recorded the documents of all steps."""
+    """rebuilt: steps whose keys differ. complete: whether both sides recorded the documents of all steps."""
 
     before: Side
     after: Side
@@ -85,7 +86,7 @@ class Explanation:
             "after": {"engine": self.after.engine, "run": self.after.run, "verdict": self.after.verdict},
             "differences": [d.to_json() for d in self.differences],
             "effects": [e.to_json() for e in self.effects],
-            "steps_anew": list(self.rebuilt),
+            "rebuilt": list(self.rebuilt),
             "complete": self.complete,
         }
 
@@ -193,9 +194,7 @@ def _check_effects(before: Side, after: Side) -> Iterator[Effect]:
     for name in dict.fromkeys((*old, *new)):
         verdicts = [c[name]["verdict"] if name in c else "not checked" for c in (old, new)]
         if verdicts[0] != verdicts[1]:
-            yield Effect(
-                f"check {name}", verdicts[0], verdicts[1], new.get(name, old.get(name, {})).get("sentence", "")
-            )
+            yield Effect(f"check {name}", verdicts[0], verdicts[1], message_of(new.get(name, old.get(name, {}))))
 
 
 def _metric_effects(old: Accuracy | None, new: Accuracy | None) -> Iterator[Effect]:

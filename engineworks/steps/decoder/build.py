@@ -9,15 +9,13 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from engineworks.engines.backends import backend, builder
+from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest, PartsRunner
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
 from engineworks.engines.decoder.parts import Part, parts_for
 from engineworks.engines.decoder.trial import generate_once
-from engineworks.engines.engine_files import LOG_FILE
-from engineworks.engines.sidecar import Sidecar
+from engineworks.engines.sidecar import DecoderFacts, Sidecar, StoredPart
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.host.file_digests import digest_file
 from engineworks.model.decoder.interface import DecoderInterface
@@ -26,60 +24,26 @@ from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files, sa
 from engineworks.recipe.datasets.decoder_text import TEMPLATE_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.recipe.recipe import W4A8
+from engineworks.steps.build import build_request, builder_of
 from engineworks.steps.decoder.fused_model import source_model
 from engineworks.steps.decoder.stop_tokens import stop_tokens
 from engineworks.steps.step_job import StepJob
 
 
 def run(job: StepJob) -> None:
-    target = job.params["target"]
-    build = builder(target["backend"])
-    if build is None:
-        raise BuildError(f"{job.id}: backend '{target['backend']}' runs engines, it does not build them")
-    why = build.why_not_build(target["compute_capability"])
-    if why is not None:
-        raise BuildError(f"{job.id}: cannot be built here: {why}")
-    decoder, parts = job.params["decoder"], list[Part]()
-    with source_model(job, contrib_operators=backend(target["backend"]).TRAITS.contrib_operators) as source:
-        interface = source.interface
-        request = BuildRequest(
-            model=source.path,
-            out=job.out,
-            precision=job.params["precision"],
-            profiles=(),
-            compute_capabilities=tuple(target["compute_capability"]),
-            options=target["options"],
-            computes=tuple(job.params["computes"]),
-            cache=job.path("cache") if "cache" in job.unkeyed else None,
-            crashes=job.crashes,
-        )
-        if isinstance(backend(target["backend"]), PartsRunner):
+    build, run, parts = builder_of(job), backend(job.params["target"]["backend"]), list[Part]()
+    decoder = job.params["decoder"]
+    with source_model(job, contrib_operators=run.TRAITS.contrib_operators) as source:
+        interface, request = source.interface, build_request(job, source.path)
+        if isinstance(run, PartsRunner):
             parts = parts_for(decoder["streams"], decoder["prompts"], interface.context)
             report = _build_parts(job, build, request, interface, parts)
         else:
             report = build.build(request, job.echo)
-    if not parts:
-        generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
+            generate_once(job.out / report.file, interface, request.options, decoder["streams"])
     _copy_tokenizer(job)
-    sidecar = Sidecar.from_json(
-        {
-            "engine": report.file,
-            "sha256": digest_file(job.out / report.file),
-            "bytes": sum(f.stat().st_size for f in job.out.iterdir() if f.name != LOG_FILE),
-            "precision": request.precision,
-            "target": target,
-            "inputs": [s.to_json() for s in report.inputs],
-            "outputs": [s.to_json() for s in report.outputs],
-            "profiles": [],
-            "decoder": _decoder(job, interface, parts),
-            "model_sha256": digest_file(job.inputs["lower"] / MODEL_FILE),
-            "build_seconds": round(report.seconds, 3),
-            "versions": dict(report.versions),
-            "details": dict(report.details),
-        },
-        f"{job.id}: {Sidecar.FILE}",
-    )
-    job.write(sidecar)
+    model = job.inputs["lower"] / MODEL_FILE
+    job.write(Sidecar.of(request, report, job.params["target"], model, _facts(job, interface, parts)))
 
 
 def _build_parts(
@@ -128,16 +92,15 @@ def _lay_out(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _decoder(job: StepJob, interface: DecoderInterface, parts: list[Part]) -> dict[str, Any]:
-    made = [{**part.to_json(), "sha256": digest_file(job.out / part.file)} for part in parts]
-    return {
-        "interface": interface.to_json(),
-        "computes": W4A8 if W4A8 in job.params["computes"] else job.params["computes"][-1],
-        "streams": job.params["decoder"]["streams"],
-        "tokenizer_sha256": digest_file(job.out / TOKENIZER_FILE),
-        "stop": stop_tokens(job.path("tokenizer")),
-        **({"parts": made} if parts else {}),
-    }
+def _facts(job: StepJob, interface: DecoderInterface, parts: list[Part]) -> DecoderFacts:
+    return DecoderFacts(
+        interface,
+        computes="w4a8" if W4A8 in job.params["computes"] else job.params["computes"][-1],
+        streams=tuple(job.params["decoder"]["streams"]),
+        tokenizer_sha256=digest_file(job.out / TOKENIZER_FILE),
+        stop=tuple(stop_tokens(job.path("tokenizer"))),
+        parts=tuple(StoredPart(**vars(part), sha256=digest_file(job.out / part.file)) for part in parts),
+    )
 
 
 def _copy_tokenizer(job: StepJob) -> None:

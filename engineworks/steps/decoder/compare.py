@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
-from engineworks.engines.decoder.open import open_decoder, parts_of
+from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.decoder.parts import Part
 from engineworks.engines.engine_session import serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
@@ -27,8 +27,9 @@ from engineworks.steps.step_job import StepJob
 def run(job: StepJob) -> None:
     texts, reference = read_texts(job.path("evaluation")), Reference(job.inputs["reference"])
     with verified_engine(job.inputs["build"]) as engine:
-        decoder = engine.sidecar["decoder"]
-        first, *others = _session_sizes(parts_of(engine.sidecar), job.params["decoder"]["streams"])
+        decoder = engine.sidecar.decoder
+        assert decoder is not None  # the plan chose this step for a decoder
+        first, *others = _session_sizes(decoder.parts, job.params["decoder"]["streams"])
         session = _open(job, engine, first)
         try:
             comparison, metric, usual_error = _texts(session, texts, reference)
@@ -44,8 +45,8 @@ def run(job: StepJob) -> None:
                 session.close()
     lowered = LoweredDecoder.read(job.inputs["lowered"])
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
-    outputs = {decoder["interface"]["logits"]: comparison.result()}
-    made = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error, lowered.moved)
+    outputs = {decoder.interface.logits: comparison.result()}
+    made = DecoderAccuracy(decoder.computes, situations, prompts, usual_error, lowered.moved)
     job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=made))
 
 

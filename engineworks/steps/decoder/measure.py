@@ -75,7 +75,7 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     sweep = [_point(job, engine, point, long, meter, before_mib, readings) for point in job.params["sweep"]]
     readings.take(AFTER)
     return {
-        "load_ms": load_ms, "engine_mib": engine.sidecar["bytes"] / MIB, "memory_total_mib": meter.total_mib() or None,
+        "load_ms": load_ms, "engine_mib": engine.sidecar.bytes / MIB, "memory_total_mib": meter.total_mib() or None,
         "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": sweep,
         "serving": job.params["serving"], "disturbed_before": job.params.get("disturbed_before", 0),
         "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.sensitivity_report import Part
 from engineworks.steps.partial_quantization.groups import Group
 
 CHANCE_SAMPLES = 4
@@ -33,16 +33,20 @@ class Trial:
     report: Accuracy
     seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.group.name, "nodes": list(self.group.nodes),
-            "noise": self.noise if math.isfinite(self.noise) else None,
-            "sqnr_db": -10 * math.log10(self.noise) if 0 < self.noise < math.inf else None,
-            "cosine": self.report.worst_cosine,
-            "metric": self.report.metric and self.report.metric.engine,
-            "loss": self.loss if self.loss is not None and math.isfinite(self.loss) else None,
-            "seconds": self.seconds,
-        }  # fmt: skip
+    @property
+    def figures(self) -> tuple[float | None, ...]:
+        """The fields of `sensitivity_report.Cost`."""
+        return (
+            self.noise if math.isfinite(self.noise) else None,
+            -10 * math.log10(self.noise) if 0 < self.noise < math.inf else None,
+            self.report.worst_cosine,
+            self.report.metric.engine if self.report.metric else None,
+            self.loss if self.loss is not None and math.isfinite(self.loss) else None,
+        )
+
+    @property
+    def part(self) -> Part:
+        return Part(*self.figures, name=self.group.name, nodes=tuple(self.group.nodes), seconds=self.seconds)
 
 
 def make_trial(group: Group, report: Accuracy, seconds: float = 0.0) -> Trial:

@@ -1,16 +1,65 @@
-"""What serving costs: latencies of a served model, of the same engine alone, and of a model that does nothing."""
+"""What serving costs: latencies of a served model, of the same engine alone, and of a model that answers at once."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 from engineworks.engines.backends.base import Session
 from engineworks.measure.statistics import quantile_interval
 from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
+
+NAME = "engineworks-identity"
+
+MODEL = '''"""Answers at once with outputs of the right shapes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as triton
+
+OUTPUTS = json.loads(Path(__file__).with_name("outputs.json").read_text())
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        rows = triton.get_input_tensor_by_name(request, INPUT).shape()[0]
+        tensors = []
+        for name, (shape, dtype) in OUTPUTS.items():
+            capsule = np.zeros([rows, *shape[1:]], dtype).__dlpack__()
+            tensors.append(triton.Tensor.from_dlpack(name, capsule))
+        return triton.InferenceResponse(output_tensors=tensors)
+'''
+
+
+def write_identity(repository: Path, config: Mapping[str, Any], question: Question) -> None:
+    """Write the model into a repository. config: of the model that it stands beside, as the server gives it."""
+    folder = repository / NAME / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = {name: [list(a.shape), np.dtype(a.dtype).name] for name, a in question.outputs.items()}
+    (folder / "outputs.json").write_text(json.dumps(outputs), encoding="utf-8")
+    text = MODEL.replace("INPUT", repr(next(iter(question.feeds))))
+    (folder / "model.py").write_text(text, encoding="utf-8")
+    (repository / NAME / "config.pbtxt").write_text(f'name: "{NAME}" backend: "python"\n', encoding="utf-8")
+
+
+def identity_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity model's configuration: the other's tensors, batch and place, without batching."""
+    kept = {k: config[k] for k in ("input", "output", "max_batch_size") if k in config}
+    groups = [{**group, "count": 1} for group in config["instance_group"][:1]]
+    return {"name": NAME, "backend": "python", **kept, "instance_group": groups}
+
 
 ROUNDS, BLOCK, WARM = 60, 5, 3
 """Blocks of each of the three, timed runs of a block, and untimed ones before them."""
@@ -50,28 +99,3 @@ def serving_cost(client: Client, model: str, identity: str, session: Session, qu
         "ratio": median(ratios), "low": interval.low if interval else None, "high": interval.high if interval else None,
         "rounds": ROUNDS,
     }  # fmt: skip
-
-
-def cold_starts(
-    client: Client, model: str, question: Question, config: Mapping[str, Any], cache: str
-) -> dict[str, Any]:
-    """Load the model in three ways; returns seconds from the load's start to the first right answer of each.
-
-    cache: an empty folder for the engine's compiled kernels: filled by the first load with it, used by the second.
-    """
-    parameters = {**config.get("parameters", {}), "runtime_cache": {"string_value": cache}}
-    bare = {k: v for k, v in config.items() if k != "model_warmup"}
-    ways: Sequence[tuple[str, Mapping[str, Any]]] = (
-        ("plain", config), ("without warm-up", bare), ("empty cache", {**config, "parameters": parameters}),
-        ("filled cache", {**config, "parameters": parameters}),
-    )  # fmt: skip
-    found = {}
-    for name, way in ways:
-        client.unload(model)
-        start = time.perf_counter()
-        ready = client.load(model, way)
-        client.infer(model, question.feeds)
-        found[name] = {"ready_s": ready, "first_answer_s": time.perf_counter() - start}
-    client.unload(model)
-    client.load(model)
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ import numpy as np
 from engineworks.errors import ExportError, ModelError
 from engineworks.model.decoder.families import FAMILIES, check_family, read_config
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
-from engineworks.model.equivalence import open_session
 from engineworks.model.export.from_huggingface import PACKAGES, find_folder
 from engineworks.model.export.interface import ExportReport, folder_bytes, require_packages, versions_of
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
+from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +66,6 @@ def export_decoder(source: str, root: Path, context: int, out: Path) -> tuple[Ex
     expected = full_logits(model, tokens)
     interface = _write(model, context, out)
     del model  # the proof needs the memory
-    gc.collect()  # torch's program and its module refer to each other
     error = _error(out / MODEL_FILE, interface, tokens, expected)
     if not error <= PROOF_ERROR:
         raise ModelError(
@@ -213,7 +211,12 @@ def _run(
     path: Path, interface: DecoderInterface, tokens: NDArray[np.int64]
 ) -> Iterator[tuple[dict[int, tuple[int, NDArray[np.float32]]], None]]:
     """Yield logits by row, with the position of the first."""
-    session = open_session(path)
+    import onnxruntime as ort
+
+    options = exact_options()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     caches = {c.input: np.zeros(c.concrete(2, interface.context), np.float32) for c in interface.caches}
     at = np.zeros(2, np.int64)

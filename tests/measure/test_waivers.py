@@ -114,8 +114,9 @@ def engine_record_of(engine: EngineResult):  # type: ignore[no-untyped-def]
     performance = SimpleNamespace(budget={}, regression=None)
     limits = SimpleNamespace(accuracy=SimpleNamespace(limits={}), performance=performance)
     plan = SimpleNamespace(
-        loaded=SimpleNamespace(recipe=limits), steps={}, needed=lambda keys: (), closure=lambda keys: set()
-    )
+        loaded=SimpleNamespace(recipe=limits, files=SimpleNamespace(evaluation=None, calibration=None)),
+        steps={}, needed=lambda keys: (), closure=lambda keys: set(),
+    )  # fmt: skip
     return engine_record(plan, engine)  # type: ignore[arg-type]
 
 

@@ -203,28 +203,37 @@ def load(
     serving: Serving = Serving(),  # noqa: B008 - frozen
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
-    int8_activations: bool = False,
 ) -> OrtSession:
     """Load an engine, or any ONNX model, for the CPU. `ort_forms` limits the optimization level where the build found a
-    limit. int8_activations: as in w4a8, of a model that is no engine yet. `cache` and `known` are not used.
+    limit. `cache` and `known` are not used.
 
     Raises `RunError`, and `TargetError` for an unknown option.
     """
-    import onnxruntime as ort
-
-    from engineworks.engines.backends._ort_session import OrtSession
-
     check_options(TITLE, options, OPTIONS)
     form = form_of(engine)
     notes = ["a CPU has no CUDA graphs: runs without"] if serving.cuda_graphs else []
     if form != FORMS[0]:
         notes.append(crash_note(form))
-    asked = session_options(options, int8_activations=int8_activations)
-    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.loaded])
+    return _session(engine, session_options(options), LEVELS[form.loaded], notes)
+
+
+def load_with_int8_activations(model: Path) -> OrtSession:
+    """Load a lowered model as w4a8's engine computes: activations are rounded to int8. Raises `RunError`."""
+    return _session(model, session_options({"spinning": False}, int8_activations=True), LEVELS[FORMS[0].loaded])
+
+
+def _session(
+    model: Path, asked: Any, level: str, notes: Sequence[str] = (), *, graph: bytes | None = None
+) -> OrtSession:  # fmt: skip
+    import onnxruntime as ort
+
+    from engineworks.engines.backends._ort_session import OrtSession
+
+    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     try:
-        session = ort.InferenceSession(str(engine), asked, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph or str(model), asked, providers=["CPUExecutionProvider"])
     except ort_errors() as error:
-        raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
+        raise RunError(f"{model}: {TITLE} {ort.__version__} {what_failed(error, model)}", log=str(error)) from None
     return OrtSession(session, tuple(notes))
 
 
@@ -248,22 +257,13 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
     graph: another graph for the same file's weights. profile: path prefix of the profile of the first runs, until
     `end_profile`. Raises `RunError`.
     """
-    import onnxruntime as ort
-
-    from engineworks.engines.backends._ort_session import OrtSession
-
     options = session_options({"spinning": False})  # other steps run at the same time
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits prepacked weights
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-    try:
-        session = ort.InferenceSession(graph or str(model), options, providers=["CPUExecutionProvider"])
-    except ort_errors() as error:
-        raise RunError(f"{model}: {TITLE} {ort.__version__} {what_failed(error, model)}", log=str(error)) from None
-    return OrtSession(session)
+    return _session(model, options, "ORT_DISABLE_ALL", graph=graph)
 
 
 def memory_meter() -> ResidentMemory:

@@ -46,7 +46,7 @@ def _moved(model: Path, interface: DecoderInterface, feeds: Feeds, *, int8_activ
     """Return the largest movement of a position's logits, relative to their spread; None where it is not finite."""
     plain = _logits(backend.load_as_written(model), interface, feeds)
     if int8_activations:
-        session = backend.load(model, {"spinning": False}, int8_activations=True)
+        session = backend.load_with_int8_activations(model)
     else:
         session = backend.load_as_written(model, graph=graph_with_rounding(model)[0])
     return worst_position(_logits(session, interface, feeds), plain, 0).difference

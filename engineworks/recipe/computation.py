@@ -22,8 +22,7 @@ class Computation:
     """How an engine computes.
 
     around: fp32, fp16 or bf16. quantized: format → globs of the nodes that have it. keep: globs of nodes that
-    calibrated formats exclude. fp32: globs of nodes that stay fp32 within fp16 or bf16. dynamic: the precision's name
-    where activations are rounded as they come, '' otherwise.
+    calibrated formats exclude. fp32: globs of nodes that stay fp32 within fp16 or bf16.
     """
 
     unquantized: str
@@ -31,7 +30,11 @@ class Computation:
     keep: tuple[str, ...] = ()
     fp32: tuple[str, ...] = ()
     as_is: bool = False
-    dynamic: str = ""
+
+    @property
+    def dynamic(self) -> str:
+        """The precision's name where activations are rounded as they come, '' otherwise."""
+        return W4A8 if W4A8 in self.quantized else ""
 
     @property
     def calibrated(self) -> bool:
@@ -41,8 +44,7 @@ class Computation:
     @property
     def parts(self) -> tuple[str, ...]:
         """The plain precisions that a target must support."""
-        dynamic = (self.dynamic,) if self.dynamic else ()
-        return (AS_IS,) if self.as_is else (*dynamic, *self.quantized, self.unquantized)
+        return (AS_IS,) if self.as_is else (*self.quantized, self.unquantized)
 
     def to_json(self) -> dict[str, Any]:
         """Parameters of the lower step besides the name; empty ones are left out."""
@@ -67,7 +69,7 @@ def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
     unquantized = recipe.calibration.unquantized or backends.backend(backend).TRAITS.unquantized
     keep = recipe.calibration.keep
     if precision == W4A8:
-        return Computation(unquantized, {"int4_weights": WORTHWHILE_NODES}, dynamic=W4A8)
+        return Computation(unquantized, {W4A8: WORTHWHILE_NODES})
     mixture = recipe.mixtures.get(precision)
     if mixture is None:
         return Computation(unquantized, {precision: WORTHWHILE_NODES}, keep)

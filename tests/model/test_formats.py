@@ -142,6 +142,12 @@ def test_int4_has_a_scale_for_each_block_along_the_summed_axis() -> None:
     assert len(initializer(found, "w1_quantized").raw_data) == 64 * 128 // 2
 
 
+def test_w4a8_has_small_blocks() -> None:
+    found = lower({"w4a8": ["*"]})
+    assert set(found.formats.values()) == {"w4a8"}
+    assert {tuple(initializer(found.model, n).dims) for n in ("w1_scale", "w2_scale")} == {(2, 128), (10, 4)}
+
+
 def test_int4_is_packed_as_onnx_reads_it() -> None:
     values = np.array([[-8, 7, 1], [-1, 0, 3]], np.int8)
     tensor = FORMATS["int4_weights"].tensor(values, "w")

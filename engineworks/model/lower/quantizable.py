@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.errors import PatternError
 from engineworks.model.graphs import names_read
-from engineworks.model.lower.formats import BLOCK_SIZES, FORMATS, Format, block_size
+from engineworks.model.lower.formats import FORMATS, Format, block_size
 
 if TYPE_CHECKING:
     import onnx
@@ -230,7 +230,7 @@ class _Sources:
             return operands
         if not weights:
             raise _NotQuantized("none of its operands is a weight")
-        return tuple(_in_blocks(weights[0]) if chosen.name == "int4_weights" else weight for weight in weights)
+        return tuple(_in_blocks(weights[0], chosen.blocks) if chosen.blocks else weight for weight in weights)
 
     def is_depthwise(self, node: onnx.NodeProto) -> bool:
         """Return whether each channel of the input is convolved separately."""
@@ -280,15 +280,15 @@ class _Sources:
         return None
 
 
-def _in_blocks(weight: Weight) -> Weight:
+def _in_blocks(weight: Weight, sizes: Sequence[int]) -> Weight:
     """Return the weight with a scale for each block along the axis that is summed over."""
     if weight.channels is None:
         raise _NotQuantized(f"its weight '{weight.names[-1]}' is no matrix")
     shape = [weight.tensor.dims[axis] for axis in weight.axes]
     length = shape[1 - weight.channels]
-    size = block_size(length)
+    size = block_size(length, sizes)
     if size is None:
-        raise _NotQuantized(f"its weight '{weight.names[-1]}' has {length} rows, no multiple of {BLOCK_SIZES[-1]}")
+        raise _NotQuantized(f"its weight '{weight.names[-1]}' has {length} rows, no multiple of {sizes[-1]}")
     return replace(weight, block=size)
 
 

@@ -257,7 +257,7 @@ class _Writer:
 def _quantized_weight(weight: NDArray[np.float32], operand: Weight, chosen: Format, name: str) -> QuantizedWeight:
     if chosen.name == "fp8":
         return QuantizedWeight(*quantize_weight_fp8(weight, name), axis=None)
-    if chosen.name == "int4_weights":
+    if chosen.blocks:
         assert operand.channels is not None  # the plan leaves others unquantized
         axis = 1 - operand.channels
         return QuantizedWeight(*quantize_weight_int4(weight, axis, operand.block, name), axis, operand.block)

@@ -70,7 +70,7 @@ def serving_cost(client: Client, model: str, identity: str, session: Session, qu
 
     A block takes some ms, so other programs disturb the four of a round alike; the order changes from round to round.
     The engine alone runs at the pace at which a server runs it, with a pause as long as the identity model's answer:
-    the threads of a processor and the clocks of a GPU wake after a pause, whoever asks. "back_to_back_ms" has no pauses.
+    the threads of a processor and the clocks of a GPU wake after a pause, whoever asks. "back_to_back_ms" is without.
     Each block begins with untimed runs.
 
     "ratio": the median over the rounds of what the served engine costs over its own time, relative to what the identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,19 +62,22 @@ def identity_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ROUNDS, BLOCK, WARM = 60, 5, 3
-"""Blocks of each of the three, timed runs of a block, and untimed ones before them."""
+"""Blocks of each of the four, timed runs of a block, and untimed ones before them."""
 
 
 def serving_cost(client: Client, model: str, identity: str, session: Session, question: Question) -> dict[str, Any]:
-    """Ask both models and run the engine alone with its copies, in alternating blocks; returns medians in ms.
+    """Ask both models and run the engine alone, in alternating blocks; returns medians in ms.
 
-    A block takes some ms, so other programs disturb the three of a round alike; the order changes from round to round.
-    The engine's threads spin for some ms after a run, so each block begins with untimed runs.
+    A block takes some ms, so other programs disturb the four of a round alike; the order changes from round to round.
+    The engine alone runs at the pace at which a server runs it, with a pause as long as the identity model's answer:
+    the threads of a processor and the clocks of a GPU wake after a pause, whoever asks. "back_to_back_ms" is without.
+    Each block begins with untimed runs.
 
     "ratio": the median over the rounds of what the served engine costs over its own time, relative to what the identity
     model costs. "low", "high": its 95% interval.
     """
     inputs = client.inputs(question.feeds)
+    pause_s = [0.0]
 
     def asked(name: str) -> list[float]:
         times = []
@@ -82,13 +85,25 @@ def serving_cost(client: Client, model: str, identity: str, session: Session, qu
             start = time.perf_counter()
             client.answer(name, inputs)
             times.append(1000 * (time.perf_counter() - start))
+        if name == identity:
+            pause_s[0] = median(times) / 1000
         return times[WARM:]
 
-    def alone() -> Sequence[float]:
-        session.time_runs(question.feeds, WARM, copies=True)
-        return session.time_runs(question.feeds, BLOCK, copies=True).host_ms
+    def alone(*, paced: bool) -> list[float]:
+        times = []
+        for _ in range(WARM + BLOCK):
+            if paced:
+                time.sleep(pause_s[0])
+            start = time.perf_counter()
+            session.run(question.feeds)
+            times.append(1000 * (time.perf_counter() - start))
+        return times[WARM:]
 
-    work = {"served": lambda: asked(model), "identity": lambda: asked(identity), "engine": alone}
+    asked(identity)
+    work: dict[str, Callable[[], list[float]]] = {
+        "served": lambda: asked(model), "identity": lambda: asked(identity), "engine": lambda: alone(paced=True),
+        "back_to_back": lambda: alone(paced=False),
+    }  # fmt: skip
     rounds = [
         {name: median(work[name]()) for name in (work if number % 2 else reversed(work))} for number in range(ROUNDS)
     ]

@@ -17,6 +17,7 @@ from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery, quoted
 from engineworks.tracking.reader import ModelRecord, VersionRecord
 from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
+from engineworks.tracking.sqlite_reader import SqliteReader
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -40,6 +41,8 @@ class Connection:
     """An SQLite file and its inode when it was opened: SQLite goes on writing to a deleted file."""
     at: float | None = None
     """Time of what is written, in seconds since the epoch; None: now. Set while waiting records are sent."""
+    reader: SqliteReader | None = None
+    """Reads runs from MLflow's own file, where its schema is known: MLflow takes ten times as long."""
 
     @property
     def is_server(self) -> bool:
@@ -125,6 +128,8 @@ class Connection:
         return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
+        if self.reader is not None:
+            return self.reader.get_run(run_id)
         with refusals(f"run {run_id} cannot be read"):
             return _summary(self.client.get_run(run_id))
 
@@ -139,6 +144,9 @@ class Connection:
 
     def search(self, query: RunQuery, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Yield runs that are not deleted, newest first; `everywhere` searches all experiments."""
+        if self.reader is not None:
+            yield from self.reader.search(query, limit=limit, everywhere=everywhere)
+            return
         with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
             token: str | None = None
@@ -158,6 +166,9 @@ class Connection:
 
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
         """Whether the run's artifacts include all these paths with these sizes in bytes."""
+        folder_here = self.reader.artifacts(run_id) if self.reader is not None else None
+        if folder_here is not None:
+            return all(_size_of(folder_here / path) == size for path, size in sizes.items())
         listed: dict[str, int | None] = {}
         with refusals(f"artifacts of run {run_id} cannot be listed"):
             for folder in sorted({_folder_of(path) for path in sizes}):
@@ -299,6 +310,14 @@ def _model(model: RegisteredModel) -> ModelRecord:
 def _version(version: ModelVersion) -> VersionRecord:
     created = (version.creation_timestamp or 0) / 1000
     return VersionRecord(version.name, str(version.version), dict(version.tags), version.run_id or "", created)
+
+
+def _size_of(file: Path) -> int | None:
+    """Return its bytes, None where there is no such file."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def _summary(run: Run) -> RunSummary:

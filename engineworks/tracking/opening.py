@@ -21,6 +21,7 @@ from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
 from engineworks.tracking.records import RECORD_ID
 from engineworks.tracking.sqlite import prepare_database
+from engineworks.tracking.sqlite_reader import open_reader
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -79,7 +80,9 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
             client = MlflowClient(tracking_uri=uri)
         root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
         opened = (database, database.stat().st_ino) if database is not None else None
-        return Connection(client, _open_experiment(client, experiment, root, shown), uri, opened)
+        number = _open_experiment(client, experiment, root, shown)
+        reader = open_reader(database, experiment, root) if database is not None and root is not None else None
+        return Connection(client, number, uri, opened, reader=reader)
 
 
 def _forget_connections(client: MlflowClient) -> None:

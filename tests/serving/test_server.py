@@ -24,6 +24,7 @@ from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.server import SHARED_MEMORY, StartedServer, started
 from engineworks.serving.soak import reload_model
 from engineworks.serving.together import serve_together
+from tests.typed_reports import serving
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 
@@ -150,7 +151,7 @@ def test_a_planted_leak_of_128_kib_a_reload_fails_the_check(
     assert found["answers"]["equal"] == 30
     found |= {"slopes": {name: one.to_json() for name, one in slopes(found["readings"]).items()}}
     assert found["slopes"]["rss_kib"]["low"] > 64
-    report = {"answers": {}, "spread": 0.0, "refusals": [], "reload": found}
+    report = serving(reload=found)
     checks = {check.name: check.verdict for check in serving_checks(report, None, "")}
     assert checks["served.reload[rss_kib]"] == "fail"
     assert checks["served.reload[shared_kib]"] == "pass"

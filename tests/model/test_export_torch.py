@@ -293,7 +293,7 @@ def factory(): return torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.BatchN
 
 
 def test_large_weights_go_beside_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engineworks.model.onnx_files.EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr("engineworks.model.export.torch_onnx.EXTERNAL_ABOVE_BYTES", 1000)
     source = "import torch\ndef factory(): return torch.nn.Linear(64, 64)\n"
     report = bench.export(source, interface({"x": ("n", 64)}, {"y": ("n", 64)}, {"n": (1, 2, 4)}))
     assert report.files == ("model.onnx", "model.onnx.data")

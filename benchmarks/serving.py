@@ -40,10 +40,12 @@ from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_version
 from engineworks.host.triton import InstalledServer, find_server
 from engineworks.measure.slopes import slopes
-from engineworks.package.package import PackagedEngine, write_package
+from engineworks.package.package import PackagedEngine, write_models
 from engineworks.package.python_model import padded_sizes
 from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import load_recipes
+from engineworks.recipe.package_settings import package_settings
 from engineworks.recipe.release import largest_batch
 from engineworks.release.sources import built_engines
 from engineworks.serving.answers import ask, ask_at_once, questions, refusals, spread
@@ -249,7 +251,10 @@ def measure(
         result = found[name] = dict[str, Any]()
         repository = Path(tempfile.mkdtemp(prefix="engineworks-serving-"))
         try:
-            (folder,) = write_package(plan.loaded, [engine], repository / "models", available=server.available)
+            settings = package_settings(plan.loaded)
+            package = settings.swept() if "batching" in parts else settings
+            samples = stored_evaluation(plan.loaded)
+            (folder,) = write_models(package, samples, [engine], repository / "models", server.available)
             with started(server, repository / "models") as process:
                 result["start_s"] = process.start_s
                 with Client(process.addresses.grpc, "grpc") as client:

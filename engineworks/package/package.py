@@ -51,6 +51,7 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings
 from engineworks.recipe.recipe import Triton
 from engineworks.recipe.samples import SampleFile
+from engineworks.tensors import profile_from_json
 from engineworks.typed_json import Document
 
 PACKAGE_FILE = "engineworks-package.json"
@@ -216,6 +217,7 @@ def _triton_model(
     first = engines[0]
     described = first.passport.facts.engine
     mains = {e.target: Path(files[e.target][e.passport.main]).name for e in engines}
+    pads = first.traits.on_gpu and server_backend == PYTHON and settings.triton.dynamic_batching is not None
     return TritonModel(
         name=name,
         backend=first.backend,
@@ -233,7 +235,7 @@ def _triton_model(
             folder,
             described.inputs,
             on_gpu=first.traits.on_gpu,
-            pads=first.traits.on_gpu and server_backend == PYTHON and settings.triton.dynamic_batching is not None,
+            padded_within=[profile_from_json(p) for p in first.passport.facts.profiles] if pads else (),
         ),
         options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,

@@ -81,12 +81,14 @@ class TritonPythonModel:
             )  # [1] replaces no dimension
         return feeds
 
-    def _respond(self, feeds: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def _respond(self, feeds: Sequence[Mapping[str, Any]], *, padded: bool = True) -> list[Any]:
         counts = [next(iter(f.values())).shape[0] for f in feeds] if self._batching else []
-        filler = self._filler(sum(counts))
+        filler = self._filler(sum(counts)) if padded else 0
         try:
             outputs = self._session.run(_joined(feeds, filler) if filler or len(feeds) > 1 else feeds[0])
         except EngineworksError as error:
+            if filler:  # no profile admits the padded batch, or memory does not suffice
+                return self._respond(feeds, padded=False)
             failed = self._triton.TritonError(str(error))
             return [self._triton.InferenceResponse(output_tensors=[], error=failed) for _ in feeds]
         if len(feeds) == 1 and not filler:

@@ -14,7 +14,7 @@ from engineworks.package.triton import WarmUp
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, feeds_at
-from engineworks.tensors import TensorSpec
+from engineworks.tensors import Profile, TensorSpec
 
 FOLDER = "warmup"
 """The folder in the model's directory where Triton looks for `input_data_file`."""
@@ -22,13 +22,14 @@ FOLDER = "warmup"
 
 def write_warm_ups(
     settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec], *, on_gpu: bool,
-    pads: bool = False,
+    padded_within: Sequence[Profile] = (),
 ) -> list[WarmUp]:  # fmt: skip
     """Write the samples into the model's directory, in the dtypes of the engine's inputs.
 
     on_gpu: at every named shape, for which kernels are compiled or graphs captured. A CPU gets the smallest alone: its
-    first run of a shape takes as long as the next, and a large batch would only keep the model from being ready. pads:
-    the model pads batches to `padded_sizes`, which are run once each too, at the shapes of the named ones.
+    first run of a shape takes as long as the next, and a large batch would only keep the model from being ready.
+    padded_within: profiles of an engine whose model pads batches to `padded_sizes`; these are run once each too, at the
+    shapes of the named ones, where a profile admits them.
 
     With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
     is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.
@@ -48,14 +49,16 @@ def write_warm_ups(
             (folder / FOLDER / files[tensor]).write_bytes(array.tobytes())
         per_sample = {tensor: a.shape[1:] if max_batch else a.shape for tensor, a in feeds.items()}
         warm_ups.append(WarmUp(name, min(batch, max_batch) if max_batch else 1, count, per_sample, files))
-    return [*warm_ups, *_padded(warm_ups, max_batch)] if pads and max_batch else warm_ups
+    return [*warm_ups, *_padded(warm_ups, max_batch, padded_within)] if max_batch else warm_ups
 
 
-def _padded(named: Sequence[WarmUp], max_batch: int) -> Iterator[WarmUp]:
+def _padded(named: Sequence[WarmUp], max_batch: int, profiles: Sequence[Profile]) -> Iterator[WarmUp]:
     """Yield every size to which a batch is padded, at every shape of a sample, that is not among the named ones."""
     done = {(*warm_up.shapes.values(), warm_up.batch) for warm_up in named}
     for warm_up, size in product(named, padded_sizes(max_batch)):
-        if (shape := (*warm_up.shapes.values(), size)) not in done:
+        whole = {name: (size, *shape) for name, shape in warm_up.shapes.items()}
+        admitted = any(profile.admits(whole) for profile in profiles)
+        if admitted and (shape := (*warm_up.shapes.values(), size)) not in done:
             done.add(shape)
             yield replace(warm_up, name=f"{warm_up.name}-{size}", batch=size, count=1)
 

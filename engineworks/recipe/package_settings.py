@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.profiles import input_specs
-from engineworks.recipe.recipe import Recipe, Triton
+from engineworks.recipe.recipe import DynamicBatching, Recipe, Triton
 from engineworks.recipe.release import largest_batch
 from engineworks.tensors import TensorSpec, spec_from_json
 from engineworks.tracking.aliases import registered_name
@@ -32,6 +32,12 @@ class PackageSettings:
             "triton": self.triton.model_dump(mode="json"), "shapes": {n: dict(d) for n, d in self.shapes.items()},
             "specs": [spec.to_json() for spec in self.specs],
         }  # fmt: skip
+
+    def swept(self) -> PackageSettings:
+        """As `self`, for a server on which settings of the dynamic batcher are tried."""
+        if self.triton.dynamic_batching is not None:
+            return self
+        return replace(self, triton=self.triton.model_copy(update={"dynamic_batching": DynamicBatching(measured=True)}))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PackageSettings:

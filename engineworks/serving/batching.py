@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from engineworks.package.python_model import padded_sizes
-from engineworks.package.triton import PYTHON
 from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
 from engineworks.serving.load import Offer, offer_load
@@ -36,8 +34,6 @@ class Batching:
             changed["dynamic_batching"] = {
                 "preferred_batch_size": list(self.preferred), "max_queue_delay_microseconds": self.delay_us,
             }  # fmt: skip
-            if more := list(_padded_warm_ups(config)):
-                changed["model_warmup"] = [*config["model_warmup"], *more]
         return changed
 
     @classmethod
@@ -48,23 +44,6 @@ class Batching:
 
     def to_json(self) -> dict[str, Any]:
         return {"delay_us": self.delay_us, "preferred": self.preferred, "instances": self.instances}
-
-
-def _padded_warm_ups(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a package with dynamic batching would have: runs of the sizes to which our model pads a batch on a
-    GPU."""
-    on_gpu = any(group.get("kind") == "KIND_GPU" for group in config["instance_group"])
-    most = config.get("max_batch_size", 0) if config.get("backend") == PYTHON and on_gpu else 0
-    named = config.get("model_warmup", ()) if most else ()
-
-    def shape(warm_up: Mapping[str, Any], size: int) -> tuple[Any, ...]:
-        return (*(tuple(i["dims"]) for i in warm_up["inputs"].values()), size)
-
-    done = {shape(warm_up, warm_up["batch_size"]) for warm_up in named}
-    for warm_up, size in product(named, padded_sizes(most)):
-        if shape(warm_up, size) not in done:
-            done.add(shape(warm_up, size))
-            yield {**warm_up, "name": f"{warm_up['name']}-{size}", "batch_size": size, "count": 1}
 
 
 def settings(most: int, delays_us: Sequence[int], instances: Sequence[int] = (1, 2)) -> list[Batching]:

@@ -74,7 +74,8 @@ def run(job: StepJob) -> None:
             model = model_name(settings.model, engine.passport)
             _write(job, _serve(job, addresses_of(server), None, model, samples, settings, placed=False))
             return
-        (written,) = write_models(settings, samples, [engine], Path(folder) / "package", available_backends(server))
+        package = settings.swept() if job.params.get("sweep") else settings
+        (written,) = write_models(package, samples, [engine], Path(folder) / "package", available_backends(server))
         place = _placed(written, repository)
         try:
             _write(job, _on_server(job, server, repository, place.name, samples, settings))

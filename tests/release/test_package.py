@@ -29,6 +29,7 @@ from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.package_settings import package_settings
 from engineworks.recipe.recipe import DynamicBatching, Triton
+from engineworks.tensors import InputRange, Profile
 
 
 def packaged(built: Any, name: str = "tiny/int8/cpu") -> PackagedEngine:
@@ -101,13 +102,17 @@ def test_a_cpu_is_warmed_up_at_the_smallest_shape_and_a_gpu_at_every_one(built: 
     )
     samples = stored_evaluation(built.plan.loaded)
 
-    def batches(folder: str, *, on_gpu: bool, pads: bool = False) -> list[int]:
+    def batches(folder: str, *, on_gpu: bool, most: int = 0) -> list[int]:
         (tmp_path / folder).mkdir()
-        warm_ups = write_warm_ups(settings, samples, tmp_path / folder, settings.specs, on_gpu=on_gpu, pads=pads)
+        takes = InputRange((1, 1, 4, 4), (1, 1, 4, 4), (most, 1, 4, 4))
+        within = [Profile("default", {"image": takes})] if most else []
+        out = tmp_path / folder
+        warm_ups = write_warm_ups(settings, samples, out, settings.specs, on_gpu=on_gpu, padded_within=within)
         return [warm_up.batch for warm_up in warm_ups]
 
     assert batches("gpu", on_gpu=True) == [16, 1, 4]
-    assert batches("padded", on_gpu=True, pads=True) == [16, 1, 4, 2, 8]
+    assert batches("padded", on_gpu=True, most=16) == [16, 1, 4, 2, 8]
+    assert batches("narrow", on_gpu=True, most=4) == [16, 1, 4, 2]
     assert batches("cpu", on_gpu=False) == [1]
 
 
@@ -210,6 +215,12 @@ def test_batches_are_padded_to_powers_of_two_and_to_the_largest(largest: int, si
     assert padded_sizes(largest) == sizes
 
 
+def _refuse_above(most: int, feeds: dict[str, Any]) -> None:
+    """As an engine whose profiles do not admit a padded batch."""
+    if len(feeds["image"]) > most:
+        raise RunError("lies outside every profile of the engine")
+
+
 @pytest.mark.parametrize("kind", ["CPU", "GPU"])
 @pytest.mark.parametrize("sizes", [(1,), (3,), (2, 1, 3)], ids=str)
 def test_the_python_model_joins_requests_and_gives_each_its_rows(
@@ -243,6 +254,9 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     assert [len(g) for g in got] == list(sizes)
     np.testing.assert_allclose(np.concatenate(got), expected, atol=1e-5)
     assert batches == [{1: 1, 3: 4, 6: 8}[sum(sizes)] if kind == "GPU" else sum(sizes)]
+    monkeypatch.setattr(model._session, "run", lambda feeds: _refuse_above(len(images), feeds) or run(feeds))
+    unpadded = model.execute([{"image": images}])[0].tensors[0].array
+    np.testing.assert_allclose(unpadded, expected, atol=1e-5)
     (wrong,) = model.execute([{"image": images.astype(np.float64)}])
     assert "float64" in wrong.error
     model.finalize()

@@ -67,25 +67,3 @@ def test_a_sweep_tries_no_batching_and_a_setting_changes_only_what_it_names() ->
     applied = Batching(500, (8,), 2).applied(config)
     assert applied["instance_group"][0]["count"] == 2
     assert applied["dynamic_batching"] == {"preferred_batch_size": [8], "max_queue_delay_microseconds": 500}
-
-
-def test_a_gpus_model_with_dynamic_batching_is_warmed_up_at_every_size_to_which_it_pads() -> None:
-    warm_up = {
-        "name": "one",
-        "batch_size": 1,
-        "count": 2,
-        "inputs": {"x": {"dims": [4], "input_data_file": "one-0.raw"}},
-    }
-    config = {
-        "name": "net", "backend": "python", "max_batch_size": 6, "model_warmup": [warm_up],
-        "instance_group": [{"kind": "KIND_GPU", "count": 1}],
-    }  # fmt: skip
-
-    def sizes(batching: Batching, config: dict[str, Any]) -> list[tuple[str, int, int]]:
-        return [(w["name"], w["batch_size"], w["count"]) for w in batching.applied(config)["model_warmup"]]
-
-    padded = [("one", 1, 2), ("one-2", 2, 1), ("one-4", 4, 1), ("one-6", 6, 1)]
-    assert sizes(Batching(), config) == padded[:1]
-    assert sizes(Batching(0, (), 1), config) == padded
-    assert sizes(Batching(0, (), 1), Batching(0, (), 1).applied(config)) == padded
-    assert sizes(Batching(0, (), 1), {**config, "backend": "onnxruntime"}) == padded[:1]

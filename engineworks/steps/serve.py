@@ -181,7 +181,7 @@ def _answers(
 
 
 def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, Any] | None:
-    """Return the task metric of the served answers next to that of the judged engine; None where there is none."""
+    """Return the task metric of the served answers next to that of the evaluated engine; None where there is none."""
     if not {"compare", "reference"} <= job.inputs.keys():  # a champion that was judged elsewhere
         return None
     judged = Accuracy.read(job.inputs["compare"]).metric

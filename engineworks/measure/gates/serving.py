@@ -66,7 +66,7 @@ def _metric(report: ServingReport) -> Check | None:
         return None
     served, judged = metric.served, metric.judged
     same = served is not None and judged is not None and math.isclose(served, judged, rel_tol=1e-3, abs_tol=1e-6)
-    text = f"{metric.name} of the served answers is {_shown(served)}, of the judged engine {_shown(judged)}."
+    text = f"{metric.name} of the served answers is {_shown(served)}, of the evaluated engine {_shown(judged)}."
     return Check("served.metric", "pass" if same else "fail", text)
 
 

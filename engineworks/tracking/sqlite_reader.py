@@ -12,14 +12,14 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, ClassVar, Literal
+from urllib.parse import unquote, urlsplit
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery
 from engineworks.tracking.reader import ModelRecord, VersionRecord
 from engineworks.tracking.records import RECIPE, RunSummary, summarized
-from engineworks.tracking.sqlite import WRITER_S
+from engineworks.tracking.sqlite import transaction
 
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
 """Values of `alembic_version`: MLflow 3.17."""
@@ -39,7 +39,7 @@ def open_reader(file: Path, experiment: str, root: Path) -> SqliteReader | None:
     if not file.is_file():
         return None
     try:
-        with _connection(file) as connection:
+        with transaction(file, "ro") as connection:
             known = is_known(connection)
             found = connection.execute(
                 "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments "
@@ -61,23 +61,13 @@ def is_known(connection: sqlite3.Connection) -> bool:
     return bool(schemas) and schemas <= KNOWN_SCHEMAS
 
 
-@contextlib.contextmanager
-def _connection(file: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file read-only; all statements see one state of it."""
-    with contextlib.closing(
-        sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=WRITER_S, isolation_level=None)
-    ) as connection:
-        connection.row_factory = sqlite3.Row
-        connection.execute("BEGIN")
-        yield connection
-
-
 @dataclass(frozen=True)
 class SqliteReader:
-    """A `Reader` of one experiment in MLflow's file. Thread-safe: every call opens the file."""
+    """A `Reader` of one experiment in MLflow's file. Thread-safe."""
 
     file: Path
     experiment_id: str
+    mode: ClassVar[Literal["ro", "rw"]] = "ro"
 
     def experiment_tags(self) -> dict[str, str]:
         with self._reading("the experiment") as connection:
@@ -105,7 +95,8 @@ class SqliteReader:
         )
         with self._reading("runs") as connection:
             rows = connection.execute(statement, (*values, -1 if limit is None else limit)).fetchall()
-            yield from _summaries(connection, rows)
+            found = _summaries(connection, rows)
+        yield from found
 
     def artifacts(self, run_id: str) -> Path | None:
         """Return the folder of the run's artifacts, None where they are not in a local folder."""
@@ -154,7 +145,7 @@ class SqliteReader:
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[sqlite3.Connection]:
         try:
-            with _connection(self.file) as connection:
+            with transaction(self.file, self.mode) as connection:
                 yield connection
         except sqlite3.Error as error:
             raise TrackingError(f"{what} cannot be read in {self.file}: {error}") from error

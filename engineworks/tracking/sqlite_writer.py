@@ -20,7 +20,7 @@ from engineworks.errors import TrackingError
 from engineworks.host.atomic_write import write_atomically
 from engineworks.tracking.records import DATASETS, Batch, Status
 from engineworks.tracking.sqlite import transaction
-from engineworks.tracking.sqlite_reader import WORKSPACE, SqliteReader, is_known, open_reader
+from engineworks.tracking.sqlite_reader import WORKSPACE, SqliteReader, is_known, make_index, open_reader
 
 RUN_NAME, USER, CONTEXT = "mlflow.runName", "mlflow.user", "mlflow.data.context"
 """Tags that MLflow itself reads."""
@@ -35,7 +35,11 @@ def open_writer(file: Path, experiment: str, root: Path, tags: Mapping[str, str]
     reader = open_reader(file, experiment, root)
     if reader is None and _create_experiment(file, experiment, root, tags):
         reader = open_reader(file, experiment, root)
-    return SqliteWriter(reader.file, reader.experiment_id) if reader else None
+    if reader is None:
+        return None
+    with transaction(file, "rw", WRITE) as connection:
+        make_index(connection)
+    return SqliteWriter(reader.file, reader.experiment_id)
 
 
 def _create_experiment(file: Path, name: str, root: Path, tags: Mapping[str, str]) -> bool:

@@ -11,8 +11,11 @@ import contextlib
 import importlib.metadata
 import sqlite3
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
 from engineworks.errors import TrackingError
 
@@ -79,6 +82,42 @@ def _migrate_in_memory(target: Path) -> None:
         assert isinstance(connection, sqlite3.Connection)
         connection.backup(file)
     engine.dispose()
+
+
+def _connection(file: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
+    """Return this thread's connection to the file, which must exist; no transaction is open. Raises `sqlite3.Error`.
+
+    The last one stays open, for SQLite reads MLflow's 218 statements of the schema anew in every other. A file that
+    was replaced is opened again.
+    """
+    key = (file, mode, file.stat().st_ino if file.exists() else 0)
+    if getattr(_last, "key", None) != key:
+        _last.key = None
+        opened = sqlite3.connect(
+            f"file:{quote(str(file))}?mode={mode}", uri=True, timeout=WRITER_S, isolation_level=None
+        )
+        opened.row_factory = sqlite3.Row
+        opened.execute("PRAGMA foreign_keys = ON")
+        _last.connection, _last.key = opened, key
+    found: sqlite3.Connection = _last.connection
+    return found
+
+
+_last = threading.local()
+
+
+@contextlib.contextmanager
+def transaction(file: Path, mode: Literal["ro", "rw"], begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
+    """Commit at the end, or nothing after an error; all statements see one state of the file."""
+    opened = _connection(file, mode)
+    try:
+        opened.execute(begin)
+        yield opened
+        opened.commit()
+    except BaseException:
+        _last.key = None
+        opened.close()  # rolls back
+        raise
 
 
 def _check_database(path: Path) -> None:

@@ -6,25 +6,27 @@ schemas that `sqlite_reader` knows; the tests compare every row with what MLflow
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
 
 from engineworks.errors import TrackingError
 from engineworks.host.atomic_write import write_atomically
 from engineworks.tracking.records import DATASETS, Batch, Status
-from engineworks.tracking.sqlite import WRITER_S
-from engineworks.tracking.sqlite_reader import WORKSPACE, SqliteReader, is_known, open_reader
+from engineworks.tracking.sqlite import transaction
+from engineworks.tracking.sqlite_reader import WORKSPACE, SqliteReader, is_known, make_index, open_reader
 
 RUN_NAME, USER, CONTEXT = "mlflow.runName", "mlflow.user", "mlflow.data.context"
 """Tags that MLflow itself reads."""
+
+WRITE = "BEGIN IMMEDIATE"
+"""Wait for other writers now: a transaction that has read cannot wait any more."""
 
 
 def open_writer(file: Path, experiment: str, root: Path, tags: Mapping[str, str]) -> SqliteWriter | None:
@@ -33,13 +35,17 @@ def open_writer(file: Path, experiment: str, root: Path, tags: Mapping[str, str]
     reader = open_reader(file, experiment, root)
     if reader is None and _create_experiment(file, experiment, root, tags):
         reader = open_reader(file, experiment, root)
-    return SqliteWriter(reader.file, reader.experiment_id) if reader else None
+    if reader is None:
+        return None
+    with transaction(file, "rw", WRITE) as connection:
+        make_index(connection)
+    return SqliteWriter(reader.file, reader.experiment_id)
 
 
 def _create_experiment(file: Path, name: str, root: Path, tags: Mapping[str, str]) -> bool:
     """Create the experiment; False where it exists, or the schema is another."""
     try:
-        with _transaction(file) as connection:
+        with transaction(file, "rw", WRITE) as connection:
             known = "SELECT 1 FROM experiments WHERE name = ? AND workspace = ?"
             if not is_known(connection) or connection.execute(known, (name, WORKSPACE)).fetchone():
                 return False
@@ -55,28 +61,22 @@ def _create_experiment(file: Path, name: str, root: Path, tags: Mapping[str, str
         return False  # for MLflow to say
 
 
-@contextlib.contextmanager
-def _transaction(file: Path) -> Iterator[sqlite3.Connection]:
-    """Commit at the end, or nothing after an error. Does not create the file."""
-    place = f"file:{quote(str(file))}?mode=rw"
-    with contextlib.closing(sqlite3.connect(place, uri=True, timeout=WRITER_S, isolation_level=None)) as connection:
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("BEGIN IMMEDIATE")
-        yield connection
-        connection.execute("COMMIT")  # closing without it rolls back
-
-
 @dataclass(frozen=True)
 class SqliteWriter(SqliteReader):
-    """Reads and writes one experiment. Thread-safe: every call opens the file.
+    """Reads and writes one experiment. Thread-safe.
 
     Every writing method raises `TrackingError` for a run that does not exist or is deleted, and `sqlite3.Error`. Times
     are milliseconds since the epoch.
     """
 
+    mode = "rw"
+
+    def _writing(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self.file, self.mode, WRITE)
+
     def create_run(self, name: str, tags: Mapping[str, str], started_ms: int) -> str:
         run_id = uuid.uuid4().hex
-        with _transaction(self.file) as connection:
+        with self._writing() as connection:
             (location,) = connection.execute(
                 "SELECT artifact_location FROM experiments WHERE experiment_id = ?", (int(self.experiment_id),)
             ).fetchone()
@@ -92,7 +92,7 @@ class SqliteWriter(SqliteReader):
 
     def log(self, run_id: str, batch: Batch, now_ms: int) -> None:
         """Write all params, metrics, tags and dataset inputs, or nothing."""
-        with _transaction(self.file) as connection:
+        with self._writing() as connection:
             _check_active(connection, run_id)
             _add_params(connection, run_id, batch.params)
             points = [(name, value, now_ms, step, run_id) for name, step, value in batch.points()]
@@ -111,14 +111,14 @@ class SqliteWriter(SqliteReader):
                 self._add_input(connection, run_id, dataset)
 
     def end_run(self, run_id: str, status: Status, ended_ms: int) -> None:
-        with _transaction(self.file) as connection:
+        with self._writing() as connection:
             _check_active(connection, run_id)
             connection.execute(
                 "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?", (status, ended_ms, run_id)
             )
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
-        with _transaction(self.file) as connection:
+        with self._writing() as connection:
             _set_tags(connection, "experiment_tags", "experiment_id", int(self.experiment_id), tags)
 
     def _add_input(self, connection: sqlite3.Connection, run_id: str, dataset: Mapping[str, str]) -> None:

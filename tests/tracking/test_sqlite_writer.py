@@ -16,7 +16,10 @@ from engineworks.errors import TrackingError
 from engineworks.tracking import sqlite
 from engineworks.tracking.connection import Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect
+from engineworks.tracking.queries import RunQuery
 from engineworks.tracking.records import DATASETS, KIND, Batch
+from engineworks.tracking.sqlite import transaction
+from engineworks.tracking.sqlite_reader import FOUND_BY, TAG_INDEX, _where
 
 pytest.importorskip("mlflow")
 
@@ -121,6 +124,17 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=f"run {run} cannot be written"):
         link.log(run, Batch({}, {"m": 1.0}, {DATASETS: json.dumps([DATA[0] | {"role": None}])}, {}), {}, {})
     assert link.get_run(run) == before
+
+
+@pytest.mark.parametrize("name", FOUND_BY)
+def test_a_search_reads_no_run_but_those_with_its_tag(tmp_path: Path, name: str) -> None:
+    link = opened(tmp_path)
+    where, values = _where(RunQuery({KIND: "engine", name: "x"}))
+    with transaction(link.database[0] if link.database else tmp_path, "ro") as database:
+        plan = database.execute(f"EXPLAIN QUERY PLAN SELECT r.* FROM runs r WHERE {' AND '.join(where)}", values)
+        steps = [str(row["detail"]) for row in plan]
+    assert any(TAG_INDEX in step for step in steps)
+    assert not any(step.startswith("SCAN r") for step in steps)
 
 
 def words(statements: str) -> list[list[str]]:

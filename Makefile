@@ -7,7 +7,7 @@ VERSION := import sys; print(sys.version.split()[0])
 WANTED := $(shell $(PYTHON) -c '$(VERSION)')
 STAMP := $(VENV)/.installed-$(WANTED)
 
-.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema clean
+.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema mlflow-schema clean
 
 setup: $(STAMP)
 
@@ -109,6 +109,10 @@ schema: setup
 # What Prefect's migrations make of an empty database, after an upgrade of Prefect.
 prefect-schema: setup
 	$(BIN)/python -P flows/local_prefect_server.py --write-schema flows/local_prefect_schema.sql
+
+# The same of MLflow's.
+mlflow-schema: setup
+	$(BIN)/python -c "from engineworks.tracking.sqlite import write_schema; write_schema()"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

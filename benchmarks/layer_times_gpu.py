@@ -1,12 +1,13 @@
 """Where the time of BERT-base and ResNet-50 goes on a GPU, and why a precision is not faster.
 
-    python benchmarks/layer_times_gpu.py [--out FILE] [--only bert] [--seconds 200] [--cpu]
+    python benchmarks/layer_times_gpu.py [--out FILE] [--only bert] [--folder FOLDER [--build]] [--cpu]
 
 Makes both models from a seed with the shapes of the originals (no file has to travel, no framework is needed), lowers
 and builds them (BERT-base fp16, int8, fp8; ResNet-50 fp32, fp16), and writes the times of all layers, what they hold,
-and the sentence about each pair of precisions. Then it measures them as a build does, while there is time. Engines
-are built with detailed `profiling_verbosity`, so that the inspector names ONNX nodes. `--cpu` tries the script on
-small models without a GPU.
+and the sentence about each pair of precisions. Engines are measured as in a build, and built with detailed
+`profiling_verbosity`, so that the inspector names ONNX nodes. The kernels of each engine are traced by CUPTI too, as
+where a runtime's profiler reports nothing. `--build` only builds, beside other work; called again with the same
+`--folder`, it goes on from there. `--cpu` tries the script on small models without a GPU.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from datetime import date
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.builds.step import run_step
+from engineworks.engines.backends import _trt_layers
 from engineworks.errors import EngineworksError
 from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
@@ -41,7 +44,7 @@ from engineworks.plan.plan import plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
-from engineworks.steps.layer_times import write_layers
+from engineworks.steps.layer_times import time_here, what_to_time
 from engineworks.steps.step_job import StepJob
 from engineworks.store.open import open_store
 
@@ -74,10 +77,6 @@ accuracy: {{limits: {{fp32: {{cosine: 0.9}}, fp16: {{cosine: 0.9}}}}}}
 performance: {{at: {{bulk: {{batch: 32}}, single: {{batch: 1}}}}}}
 targets: [{target}]
 """
-
-
-RUN_MS = 5.0
-"""About how long a run of these engines is, before they are measured."""
 
 
 class Maker:
@@ -172,7 +171,7 @@ def resnet(blocks: tuple[int, ...], side: int) -> onnx.ModelProto:
 
 def repository(folder: Path, *, cpu: bool) -> None:
     recipes, gpu = folder / "recipes", first_gpu()
-    recipes.mkdir()
+    recipes.mkdir(parents=True)
     (folder / ".git").mkdir()
     target, wide = ("cpu" if cpu else "gpu"), not cpu
     lines = ["targets:", "  cpu: {backend: onnxruntime, pool: cpu}"]
@@ -197,55 +196,61 @@ def repository(folder: Path, *, cpu: bool) -> None:
 
 
 class Recipe:
-    """A planned recipe, whose engines are built and profiled first, and measured while there is time."""
+    """A planned recipe, whose engines are built, measured and profiled one after the other."""
 
     def __init__(self, path: Path) -> None:
         self.store = open_store(read_settings())
         self.plan = plan_recipe(load_recipe(path), self.store, FileDigests(None))
 
-    def profiled(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each engine's layers, by precision. A precision that fails is a reason."""
+    def built(self) -> None:
+        """Build all engines."""
+        for engine in self.plan.engines:
+            try:
+                self._run(engine.steps["build"])
+            except EngineworksError as error:
+                print(f"  {engine.id}: {error.message}", flush=True)
+
+    def measured(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each engine's layers and latencies as a build measures them, and its kernels, by precision. A precision that
+        fails is a reason."""
         for refused in self.plan.refused:
             yield refused.id, {"error": refused.message}
         for engine in self.plan.engines:
             start = time.perf_counter()
             try:
-                self._run(engine.steps["build"])
-                layers = self._layers(self.plan.steps[engine.steps["measure"]])
+                self._run(engine.steps["measure"])
+                found = self._found(self.plan.steps[engine.steps["measure"]])
             except Exception:  # noqa: BLE001 - each part survives the failure of another
                 yield engine.precision, {"error": traceback.format_exc()[-2000:]}
                 continue
-            found = {
-                "seconds": round(time.perf_counter() - start, 1), "layers": layers.to_json(),
-                "total_ms": layers.total_ms, "fused": len(fused(layers)),
-                "operators": [vars(operator) for operator in by_operator(layers)],
-                "mapped": sum(bool(layer.nodes) for layer in layers.layers),
-            }  # fmt: skip
-            print(f"  {engine.id}: {len(layers.layers)} layers, {layers.why or layers.source}", flush=True)
-            yield engine.precision, found
-
-    def measured(self) -> Iterator[tuple[str, dict[str, float]]]:
-        """Each engine's median latency by shape, as a build measures it."""
-        for engine in self.plan.engines:
-            try:
-                self._run(engine.steps["measure"])
-            except EngineworksError as error:
-                print(f"  {engine.id}: {error.message}", flush=True)
-                continue
-            shapes = self.store.require(engine.steps["measure"]).read(Latency).shapes
-            yield engine.precision, {name: values.latency_ms_p50 for name, values in shapes.items()}
+            print(f"  {engine.id}: {found['p50_ms']}", flush=True)
+            yield engine.precision, {"seconds": round(time.perf_counter() - start, 1), **found}
 
     def _run(self, key: str) -> None:
         for step in self.plan.needed([key]):
             print(f"{step.id} …", flush=True)
             run_step(step, self.store, default_pool(), echo=print)
 
-    def _layers(self, measure: Step) -> Layers:
-        """The layers alone, as the step `measure` writes them after its measurement."""
+    def _found(self, measure: Step) -> dict[str, Any]:
+        artifact = self.store.require(measure.key)
+        layers, shapes = Layers.read(artifact.path), artifact.read(Latency).shapes
+        return {
+            "p50_ms": {name: values.latency_ms_p50 for name, values in shapes.items()},
+            "layers": layers.to_json(), "total_ms": layers.total_ms, "fused": len(fused(layers)),
+            "operators": [vars(operator) for operator in by_operator(layers)],
+            "mapped": sum(bool(layer.nodes) for layer in layers.layers), "kernels": self._kernels(measure, layers.runs),
+        }  # fmt: skip
+
+    def _kernels(self, measure: Step, runs: int) -> dict[str, Any]:
         inputs = {role: self.store.require(key).path for role, key in measure.inputs.items()}
-        with tempfile.TemporaryDirectory() as out:
-            write_layers(StepJob(measure.id, measure.params, inputs, measure.unkeyed, Path(out), print), RUN_MS)
-            return Layers.read(Path(out))
+        with tempfile.TemporaryDirectory() as out, patch.object(_trt_layers, "time_by_profiler", return_value={}):
+            job = StepJob(measure.id, measure.params, inputs, measure.unkeyed, Path(out), print)
+            kernels = time_here(what_to_time(job, runs))
+        longest = sorted(kernels.layers, key=lambda layer: layer.ms, reverse=True)[:10]
+        return {
+            "source": kernels.source, "kernels": len(kernels.layers), "total_ms": kernels.total_ms,
+            "longest": [{"kernel": layer.kernel, "ms": layer.ms, "nodes": list(layer.nodes)} for layer in longest],
+        }  # fmt: skip
 
 
 def messages(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -258,7 +263,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("bert", "resnet"))
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--seconds", type=float, default=200, help="after which no further engine is measured")
+    parser.add_argument("--folder", type=Path, help="where models and engines are made, and kept")
+    parser.add_argument("--build", action="store_true", help="build the engines and end")
     arguments = parser.parse_args()
     gpu = first_gpu()
     if gpu is None and not arguments.cpu:
@@ -269,30 +275,28 @@ def main() -> None:
     }  # fmt: skip
     out = (arguments.out or ROOT / "benchmarks/results" / f"layers-{'cpu' if arguments.cpu else 'gpu'}.json").resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    begin, recipes = time.perf_counter(), dict[str, Recipe]()
-    with tempfile.TemporaryDirectory() as folder:
-        repository(Path(folder), cpu=arguments.cpu)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary) / "repository").resolve()
+        if not folder.exists():
+            repository(folder, cpu=arguments.cpu)
         os.environ["ENGINEWORKS_ARTIFACTS"] = f"{folder}/artifacts"
         os.chdir(folder)
-        for name in [arguments.only] if arguments.only else ["bert", "resnet"]:
+        names = [arguments.only] if arguments.only else ["bert", "resnet"]
+        if arguments.build:
+            for name in names:
+                Recipe(Path(f"recipes/{name}.yaml")).built()
+            return
+        for name in names:
             model: dict[str, Any] = {"engines": {}, "sentences": []}
             report["models"][name] = model
             try:
-                recipes[name] = Recipe(Path(f"recipes/{name}.yaml"))
-                for precision, found in recipes[name].profiled():
+                for precision, found in Recipe(Path(f"recipes/{name}.yaml")).measured():
                     model["engines"][precision] = found
                     model["sentences"] = messages(model["engines"])
                     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             except Exception:  # noqa: BLE001 - each part survives the failure of another
                 model["error"] = traceback.format_exc()[-2000:]
             print("\n".join(model["sentences"]), flush=True)
-        for name, precision, p50_ms in ((n, *each) for n, recipe in recipes.items() for each in recipe.measured()):
-            report["models"][name]["engines"][precision]["p50_ms"] = p50_ms
-            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(f"  {name} {precision}: {p50_ms}", flush=True)
-            if time.perf_counter() - begin > arguments.seconds:
-                print("time is up: the rest is not measured", flush=True)
-                break
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}", flush=True)
 

@@ -47,6 +47,8 @@ def _collect() -> None:
         if not _paused and gc.get_count()[0] > max(SELDOM, gc.get_threshold()[0]):
             done += 1
             gc.collect(2 if done % FULL_EVERY == 0 else 1)
+            if done == FULL_EVERY:
+                gc.freeze()  # what is left by now are modules: a night's other full collections pass over them
 
 
 def _in_forked_child() -> None:

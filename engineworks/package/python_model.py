@@ -23,7 +23,8 @@ from engineworks.errors import EngineworksError
 from engineworks.package.triton_engines import open_packaged
 
 CACHE_PARAMETER = "runtime_cache"
-"""Parameter of the model's configuration: the folder where an engine caches kernels for the next start."""
+"""Parameter of the model's configuration: the folder in whose subfolder of the model's name an engine keeps its kernels
+for the next start."""
 
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -53,10 +54,9 @@ class TritonPythonModel:
         if on_gpu:
             os.environ[VISIBLE] = visible_device(int(args["model_instance_device_id"]))
         self._outputs = [output["name"] for output in config["output"]]
+        name = args.get("model_name", "")
         cache = config.get("parameters", {}).get(CACHE_PARAMETER, {}).get("string_value")
-        self._session = open_packaged(
-            Path(args["model_repository"]), args.get("model_name", ""), cache=Path(cache) if cache else None
-        )
+        self._session = open_packaged(Path(args["model_repository"]), name, cache=Path(cache, name) if cache else None)
         self._ranks = {spec.name: len(spec.shape) for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

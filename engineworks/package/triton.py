@@ -13,6 +13,7 @@ from typing import Any
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Traits
 from engineworks.errors import InputError
+from engineworks.package.python_model import CACHE_PARAMETER
 from engineworks.recipe.recipe import Triton
 from engineworks.tensors import Dim, TensorSpec
 
@@ -158,10 +159,12 @@ def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
 
 
 def _parameters(model: TritonModel) -> dict[str, str]:
-    """Return the target's options that Triton's backend has a name for; our Python model reads the passport."""
+    """Return the target's options that Triton's backend has a name for; our Python model reads the passport, and gets
+    the places on the server."""
     if not model.native:
-        environment = model.settings.python_environment
-        return {ENVIRONMENT_PARAMETER: environment} if environment else {}
+        cache = model.settings.runtime_cache if model.traits.on_gpu else None
+        places = {ENVIRONMENT_PARAMETER: model.settings.python_environment, CACHE_PARAMETER: cache}
+        return {name: place for name, place in places.items() if place}
     named = model.traits.triton.options
     return {named[k]: str(v) for k, v in model.options.items() if k in named}
 

@@ -157,6 +157,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
         "instances": "2",
         "python_environment": "/opt/envs/digits.tar.gz",
+        "runtime_cache": "/var/cache/engineworks",
         "warmup": "1",
     },
     "DynamicBatching": {"preferred": "[8, 16, 32]", "max_delay_us": "500", "measured": "true"},

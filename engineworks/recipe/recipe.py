@@ -257,6 +257,10 @@ class Triton(Part):
     python_environment: str | None = Field(
         None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"
     )
+    runtime_cache: str | None = Field(
+        None,
+        description="TensorRT-RTX: a folder on the server for compiled kernels, from which the next start takes them",
+    )
 
 
 class Release(Part):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.ages import day
@@ -13,14 +15,14 @@ from engineworks.report.background import NOTHING, Background
 from engineworks.report.sections import sections
 from engineworks.report.verdict_section import anchor, counts
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 
 def render_html(result: BuildResult, background: Background = NOTHING) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
-    return environment.from_string(_part("page.html.j2")).render(
+    return _template().render(
         result=result, background=background, sections=sections(result, background, plots=True), counts=counts(result),
         answer=may_ship(result),
         recorded=day(background.at) if background.at else "", style=_part("page.css"), script=script,
@@ -28,5 +30,15 @@ def render_html(result: BuildResult, background: Background = NOTHING) -> str:
     )  # fmt: skip
 
 
+@functools.cache
+def _template() -> Template:
+    """Compile the page once: that takes longer than filling it in."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_part("page.html.j2"))
+
+
+@functools.cache
 def _part(name: str) -> str:
     return resources.files("engineworks.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,17 +1,36 @@
-"""The report's plots, by Matplotlib: latency, batch sweeps, precision against speed and size, trends."""
+"""The report's plots: latency, batch sweeps, precision against speed and size, trends. Pure; inline SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from engineworks.report.blocks import significant
-from engineworks.report.theme import MUTED, PAGE, TEXT, drawing, inline, series
+from engineworks.report.chart import (
+    DASHES,
+    DOTS,
+    FONT,
+    LABEL_ROW,
+    LEGEND_ROW,
+    LONG_DASHES,
+    MUTED,
+    PAGE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    Chart,
+    Scale,
+    legend_height,
+    padded,
+    series,
+    text_width,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+RIGHT = WIDTH - 12.0
+TITLE_ROW = 20.0
+ROW, BAR, PANEL = 33.0, 17.0, 104.0
+"""Heights of an engine's distribution, a setting's bar, a trend."""
 
 BINS = 80
 SHOWN_SHARE = 0.995
@@ -85,43 +104,40 @@ def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float |
     """One row per engine on one logarithmic axis: the shape of its samples, its median and its p99."""
     import numpy as np
 
-    low = min(min(r.samples) for r in rows)
-    high = max(float(np.quantile(np.asarray(r.samples), SHOWN_SHARE)) for r in rows)
+    arrays = [np.asarray(r.samples) for r in rows]
+    low = min(float(array.min()) for array in arrays)
+    high = max(float(np.quantile(array, SHOWN_SHARE)) for array in arrays)
     high = max(high, *(r.p99 for r in rows), low * 1.3)
     edges = np.geomspace(low * 0.97, high * 1.05, BINS + 1)
-    with drawing(f"latency {title}", 8.6, 0.7 + 0.46 * len(rows)) as figure:
-        axes = figure.add_subplot()
-        for place, row in enumerate(reversed(rows)):
-            counts, _ = np.histogram(np.asarray(row.samples), bins=edges)
-            heights = 0.85 * np.sqrt(counts / counts.max())  # a tail of single runs must be seen
-            axes.stairs(heights + place, edges, baseline=place, fill=True, color=series(row.color), alpha=0.55)
-            axes.plot([row.p50] * 2, [place, place + 0.9], color=TEXT, linewidth=1.6)
-            axes.plot([row.p99] * 2, [place, place + 0.5], color=TEXT, linewidth=1, linestyle=(0, (2, 1.5)))
-        if budget_ms is not None and low * 0.5 < budget_ms < high * 2:
-            axes.axvline(budget_ms, color=MUTED, linewidth=1, linestyle=(0, (7, 3)))
-        axes.set_xscale("log")
-        axes.set(xlim=(edges[0], edges[-1]), ylim=(-0.05, len(rows) + 0.02), xlabel="ms (logarithmic)")
-        axes.set_yticks([i + 0.3 for i in range(len(rows))], [r.name for r in reversed(rows)])
-        axes.tick_params(axis="y", length=0, labelcolor=TEXT)
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
-        _plain_log_ticks(axes, edges[0], edges[-1])
-        return inline(figure, title)
+    chart = Chart(len(rows) * ROW + 2 * LABEL_ROW + 8, title)
+    left = 12 + max(text_width(r.name) for r in rows)
+    x = Scale(float(edges[0]), float(edges[-1]), left, RIGHT, log=True)
+    y = Scale(0, len(rows), chart.height - 2 * LABEL_ROW - 2, 6)
+    names = {len(rows) - 1 - index + 0.3: row.name for index, row in enumerate(rows)}
+    chart.axes(x, y, x.ticks(), names, names=True, left_line=False)
+    for index, (row, array) in enumerate(zip(rows, arrays, strict=True)):
+        base = len(rows) - 1 - index
+        counts, _ = np.histogram(array, bins=edges)
+        heights = 0.85 * np.sqrt(counts / max(counts.max(), 1))  # a tail of single runs must be seen
+        chart.area(
+            _stairs([x(float(e)) for e in edges], [y(base + float(h)) for h in heights], y(base)), series(row.color)
+        )
+        chart.line([(x(row.p50), y(base)), (x(row.p50), y(base + 0.9))], TEXT)
+        chart.line([(x(row.p99), y(base)), (x(row.p99), y(base + 0.5))], TEXT, 1, DOTS)
+    if budget_ms is not None and x.low < budget_ms < x.high:
+        chart.line([(x(budget_ms), y.start), (x(budget_ms), y.end)], MUTED, 1, LONG_DASHES)
+    chart.text((left + RIGHT) / 2, chart.height - 4, "ms (logarithmic)", MUTED, "middle")
+    return chart.svg()
 
 
-def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """1, 2, 5 and more steps instead of powers of ten."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
-    steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,)
-    if high / low < 5:
-        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+def _stairs(edges: Sequence[float], tops: Sequence[float], base: float) -> list[tuple[float, float]]:
+    """Return the outline of bars between the edges, from the base to the base."""
+    points, before = [(edges[0], base)], base
+    for edge, top in zip(edges, tops, strict=False):
+        if top != before:
+            points += [(edge, before), (edge, top)]
+        before = top
+    return [*points, (edges[-1], before), (edges[-1], base)]
 
 
 def sweep_plot(
@@ -129,70 +145,69 @@ def sweep_plot(
     labels: tuple[str, str] = ("samples/s", "median latency, ms"),
 ) -> str:  # fmt: skip
     """Throughput and latency by batch, or what `by` names, side by side; the recommended batch stands out."""
-    with drawing(f"sweep {title}", 8.6, 3.1) as figure:
-        panels = figure.subplots(1, 2)
-        for axes, field, label in zip(
-            panels, ("samples_per_s", "p50_ms"), labels, strict=True
-        ):  # fmt: skip
-            for curve in curves:
-                values = getattr(curve, field)
-                axes.plot(
-                    curve.batches, values, color=series(curve.color), marker="o", markersize=3.5, label=curve.name
-                )
-                if curve.chosen is not None and curve.chosen in curve.batches:
-                    at = list(curve.batches).index(curve.chosen)
-                    axes.plot([curve.chosen], [values[at]], color=series(curve.color), marker="o", markersize=9,
-                              fillstyle="none")  # fmt: skip
-            batches = sorted({b for c in curves for b in c.batches})
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(batches, [str(b) for b in batches])
-            axes.minorticks_off()
-            axes.set(xlabel=by, title=label)
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        if budget_ms is not None:
-            panels[1].axhline(budget_ms, color=TEXT, linewidth=1, linestyle=(0, (5, 3)))
-            panels[1].annotate(f"budget {budget_ms:g} ms", (0.02, budget_ms), xycoords=("axes fraction", "data"),
-                               textcoords="offset points", xytext=(0, 3), fontsize=8.5, color=MUTED)  # fmt: skip
-        if len(curves) > 1:
-            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(curves)))
-        return inline(figure, title)
+    names = {curve.name: series(curve.color) for curve in curves}
+    plot_height = 150.0
+    bottom = TITLE_ROW + plot_height
+    chart = Chart(bottom + 2 * LABEL_ROW + legend_height(names) + 6, title)
+    batches = sorted({b for c in curves for b in c.batches})
+    for number, (field, label) in enumerate(zip(("samples_per_s", "p50_ms"), labels, strict=True)):
+        most = max(v for c in curves for v in getattr(c, field))
+        budget = budget_ms if number else None
+        y = Scale(0, max(most, budget or 0) * 1.05 or 1, bottom, TITLE_ROW)
+        start = number * WIDTH / 2 + 12 + max(map(text_width, y.ticks().values()))
+        x = Scale(batches[0] / 1.1, batches[-1] * 1.1, start, (number + 1) * WIDTH / 2 - 12, log=True)
+        chart.axes(x, y, {b: str(b) for b in batches}, y.ticks(), label)
+        for curve in curves:
+            points = [(x(b), y(v)) for b, v in zip(curve.batches, getattr(curve, field), strict=True)]
+            chart.line(points, series(curve.color))
+            for batch, (at, value) in zip(curve.batches, points, strict=True):
+                chart.dot(at, value, 1.75, series(curve.color))
+                if batch == curve.chosen:
+                    chart.dot(at, value, 4.5, "none", series(curve.color))
+        if budget is not None:
+            chart.line([(x.start, y(budget)), (x.end, y(budget))], TEXT, 1, DASHES)
+            chart.text(x.start + 4, y(budget) - 3, f"budget {budget:g} ms", MUTED, size=SMALL)
+        chart.text((x.start + x.end) / 2, bottom + 2 * LABEL_ROW - 3, by, MUTED, "middle")
+    if len(names) > 1:
+        chart.legend(names, bottom + 2 * LABEL_ROW + LEGEND_ROW)
+    return chart.svg()
 
 
 def rates_plot(labels: Sequence[str], rates: Sequence[float], chosen: int, title: str) -> str:
     """Bars of requests a second by setting, the chosen one filled."""
-    with drawing(f"rates {title}", 8.6, 0.8 + 0.24 * len(rates)) as figure:
-        axes = figure.add_subplot()
-        colors = [series(0) if index == chosen else PAGE for index in range(len(rates))]
-        axes.barh(range(len(rates)), rates, color=colors, edgecolor=series(0), height=0.7)
-        axes.set_yticks(range(len(labels)), labels)
-        axes.invert_yaxis()
-        axes.set(title="requests/s")
-        return inline(figure, title)
+    bottom = TITLE_ROW + BAR * len(rates)
+    chart = Chart(bottom + LABEL_ROW + 4, title)
+    x = Scale(0, max(rates) * 1.05 or 1, 12 + max(map(text_width, labels)), RIGHT)
+    y = Scale(len(rates), 0, bottom, TITLE_ROW)
+    chart.axes(x, y, x.ticks(), {i + 0.5: label for i, label in enumerate(labels)}, "requests/s", names=True)
+    for index, rate in enumerate(rates):
+        fill = series(0) if index == chosen else PAGE
+        chart.bar(x.start, y(index + 0.15), x(rate) - x.start, BAR * 0.7, fill, series(0))
+    return chart.svg()
 
 
 def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: str) -> str:
     """Latency to the right, quality upwards, area by size; hollow: did not pass. '' for fewer than two."""
+    choices = [c for c in choices if math.isfinite(c.latency_ms) and math.isfinite(c.quality)]
     if len(choices) < 2:
         return ""
-    with drawing(f"pareto {title}", 8.6, 3.3) as figure:
-        axes = figure.add_subplot()
-        largest = max(c.bytes for c in choices)
-        front = sorted((c.latency_ms, c.quality) for c in choices if c.front)
-        axes.plot([x for x, _ in front], [y for _, y in front], color=MUTED, linewidth=1, zorder=1)
-        for choice in choices:
-            color = series(choice.color)
-            axes.scatter(
-                [choice.latency_ms], [choice.quality], s=50 + 550 * choice.bytes / largest,
-                edgecolors=color, facecolors=color if choice.verdict == "pass" else PAGE, alpha=0.8, zorder=2,
-                linewidths=3 if choice.chosen else 1.4,
-                label=_legend(choice),
-            )  # fmt: skip
-        axes.set(xlabel=xlabel, title=ylabel)
-        axes.margins(0.14)
-        axes.ticklabel_format(useOffset=False)
-        figure.legend(loc="outside right upper", markerscale=0.45, handletextpad=0.3)
-        return inline(figure, title)
+    chart = Chart(237, title)
+    y = Scale(*padded((c.quality for c in choices), 0.19), chart.height - 2 * LABEL_ROW - 4, TITLE_ROW)
+    right = RIGHT - 20 - max(text_width(_legend(c)) for c in choices)
+    left = 12 + max(map(text_width, y.ticks().values()))
+    x = Scale(*padded((c.latency_ms for c in choices), 0.19), left, right)
+    chart.axes(x, y, x.ticks(), y.ticks(), ylabel)
+    chart.text((left + right) / 2, chart.height - 4, xlabel, MUTED, "middle")
+    chart.line([(x(a), y(b)) for a, b in sorted((c.latency_ms, c.quality) for c in choices if c.front)], MUTED, 1)
+    largest = max(c.bytes for c in choices)
+    for index, choice in enumerate(choices):
+        color = series(choice.color)
+        look = (color if choice.verdict == "pass" else PAGE, color, 3 if choice.chosen else 1.4)
+        radius = math.sqrt(50 + 550 * choice.bytes / largest) / 2
+        chart.dot(x(choice.latency_ms), y(choice.quality), radius, *look)
+        chart.dot(right + 18, TITLE_ROW + index * LABEL_ROW, radius * 0.45, *look)
+        chart.text(right + 28, TITLE_ROW + index * LABEL_ROW + FONT / 3, _legend(choice))
+    return chart.svg()
 
 
 def _legend(choice: Choice) -> str:
@@ -202,34 +217,37 @@ def _legend(choice: Choice) -> str:
 
 def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Mark], title: str) -> str:
     """Every quantity over the builds, oldest left; numbered lines mark version changes."""
+    names = {track.name: series(track.color) for track in panels[0].tracks}
+    top = LABEL_ROW if marks else 0.0
+    bottom = top + PANEL * len(panels)
+    chart = Chart(bottom + LABEL_ROW + legend_height(names) + 6, title)
     count = len(dates)
-    with drawing(f"trend {title}", 8.6, 0.5 + 1.45 * len(panels)) as figure:
-        rows: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, panel in zip(rows, panels, strict=True):
-            _track_panel(axes, panel)
-            for mark in marks:
-                axes.axvline(mark.index - 0.5, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
-        for number, mark in enumerate(marks, 1):
-            rows[0].annotate(str(number), (mark.index - 0.5, 1), xycoords=("data", "axes fraction"), ha="center",
-                             va="bottom", fontsize=8.5, fontweight="bold", color=TEXT)  # fmt: skip
-        ticks = sorted({round(i * (count - 1) / max(1, min(5, count - 1))) for i in range(min(6, count))})
-        rows[-1].set_xticks(ticks, [dates[i] for i in ticks])
-        rows[-1].set_xlim(-0.6, count - 0.4)
-        handles, labels = rows[0].get_legend_handles_labels()
-        if len(handles) > 1:
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(handles)))
-        return inline(figure, title)
+    scales = [_trend_scale(panel, top + PANEL * index) for index, panel in enumerate(panels)]
+    left = 12 + max(text_width(words) for y in scales for words in y.ticks().values())
+    x = Scale(-0.6, count - 0.4, left, RIGHT)
+    shown = {round(i * (count - 1) / max(1, min(5, count - 1))) for i in range(min(6, count))}
+    for panel, y in zip(panels, scales, strict=True):
+        last = y is scales[-1]
+        ticks = {float(i): dates[i] if last else "" for i in sorted(shown)}
+        chart.axes(x, y, ticks, y.ticks(), f"{panel.title}, {panel.unit}" if panel.unit else panel.title)
+        for mark in marks:
+            chart.line([(x(mark.index - 0.5), y.start), (x(mark.index - 0.5), y.end)], MUTED, 0.9, DASHES)
+        for track in panel.tracks:
+            points = [(x(i), y(v)) for i, v in enumerate(track.values) if v is not None and math.isfinite(v)]
+            chart.line(points, series(track.color))
+            for point in points:
+                chart.dot(*point, 1.5, series(track.color))
+    for number, mark in enumerate(marks, 1):
+        chart.text(x(mark.index - 0.5), SMALL + 2, str(number), anchor="middle", size=SMALL, bold=True)
+    if len(names) > 1:
+        chart.legend(names, bottom + LABEL_ROW + LEGEND_ROW)
+    return chart.svg()
 
 
-def _track_panel(axes: Axes, panel: Panel) -> None:
-    for track in panel.tracks:
-        known = [(i, v) for i, v in enumerate(track.values) if v is not None]
-        axes.plot([i for i, _ in known], [v for _, v in known], color=series(track.color), label=track.name, marker="o",
-                  markersize=3)  # fmt: skip
-    values = [v for t in panel.tracks for v in t.values if v is not None]
-    if values and max(values) - min(values) < 1e-3 * abs(max(values)):  # a flat line is flat, not its own noise
+def _trend_scale(panel: Panel, top: float) -> Scale:
+    values = [v for t in panel.tracks for v in t.values if v is not None and math.isfinite(v)] or [0.0]
+    low, high = padded(values, 0.15)
+    if max(values) - min(values) < 1e-3 * abs(max(values)):  # a flat line is flat, not its own noise
         middle, half = (max(values) + min(values)) / 2, abs(max(values)) * 0.02 or 1.0
-        axes.set_ylim(middle - half, middle + half)
-    axes.set_title(f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fontsize=9.5)
-    axes.ticklabel_format(useOffset=False, axis="y")
-    axes.margins(y=0.15)
+        low, high = middle - half, middle + half
+    return Scale(low, high, top + PANEL - 8, top + TITLE_ROW)

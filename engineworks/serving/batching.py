@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from engineworks.serving.answers import Question
+import numpy as np
+
+from engineworks.package.python_model import padded_sizes
+from engineworks.serving.answers import Question, ask_at_once
 from engineworks.serving.client import Client
 from engineworks.serving.load import Offer, offer_load
 
@@ -85,6 +88,21 @@ def holds_limit(result: Mapping[str, Any]) -> bool:
     return not result["errors"] and kept_up and (result["latency_ms_p99"] or float("inf")) <= result["limit_p99_ms"]
 
 
+def run_all_sizes(address: str, model: str, asked: Sequence[Question], most: int, instances: int) -> None:
+    """Ask for every batch size to which a GPU's batches are padded, at the shapes of the queries, untimed.
+
+    A GPU's runtime may compile kernels in the first run of a shape; a p99 tells of a server that has run for a while.
+    Sizes that no profile admits are refused, and no query can make them. most: the largest batch, 0 for none.
+    """
+    shapes = {tuple(a.shape for a in question.feeds.values()): question for question in asked}
+    batches = [
+        Question(*({n: np.repeat(a, size, axis=0) for n, a in part.items()} for part in (one.feeds, one.outputs)))
+        for one in shapes.values()
+        for size in padded_sizes(most)
+    ]  # fmt: skip
+    ask_at_once(address, "grpc", model, batches if most else list(shapes.values()), 2 * instances)
+
+
 def sweep(
     client: Client, address: str, model: str, asked: Sequence[Question], offer: Offer, tried: Sequence[Batching],
     echo: Callable[[str], None], *, tries: int = 5,
@@ -94,6 +112,7 @@ def sweep(
     points = []
     for batching in tried:
         client.load(model, batching.applied(config))
+        run_all_sizes(address, model, asked, int(config["max_batch_size"]), batching.instances)
         found = largest_rate(address, model, asked, offer, tries=tries)
         points.append({**batching.to_json(), "rate": found["rate"], "tries": found["tries"]})
         echo(f"{batching}: {found['rate']:.0f} queries/s")

@@ -30,6 +30,10 @@ ENDS_S = 1.0
 ATTEMPTS = 3
 """Starts, each on other ports: another program may take a free port before the server does."""
 
+ARENAS = "2"
+"""How many heaps glibc keeps for the server's threads (`MALLOC_ARENA_MAX`), unless the environment says otherwise. By
+default 8 per core: on an H200 every load of a model on a GPU, even of one without an engine, kept 8 MiB in another."""
+
 TAKEN = ("address already in use", "failed to start HTTP service", "failed to start GRPC service", "bind")
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -121,6 +125,7 @@ def started(
     server ended where it did: the client's errors only follow from that.
     """
     environ = dict(os.environ if env is None else env)
+    environ.setdefault("MALLOC_ARENA_MAX", ARENAS)
     environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
     with tempfile.TemporaryDirectory(prefix="engineworks-triton-") as folder:
         process = _start(server, repository, Path(folder), environ)

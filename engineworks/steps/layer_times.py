@@ -49,14 +49,8 @@ def write_layers(job: StepJob, run_ms: float) -> None:
     A runtime that tells no times of layers is a reason in the file, and no failure of the measurement. A vendor's
     profiler may end its process, so engines on a GPU are profiled in another one.
     """
-    shape, at = next(iter(job.params["at"].items()))
     runs = max(LEAST_RUNS, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01))))
-    payload = {
-        "build": str(job.inputs["build"]), "lower": str(job.inputs["lower"]), "target": job.params["target"],
-        "inputs": job.params["inputs"], "samples": job.params["samples"], "dims": at["dims"], "shape": shape,
-        "data": [str(path) for path in job.paths("evaluation")],
-        "runs": runs, "cache": job.unkeyed.get("cache"),
-    }  # fmt: skip
+    payload = what_to_time(job, runs)
     limit_s = time_limit_s(Sidecar.read(job.inputs["build"]).bytes / 2**20, runs, run_ms)
     try:
         if job.params["target"]["compute_capability"]:
@@ -65,18 +59,30 @@ def write_layers(job: StepJob, run_ms: float) -> None:
             )
             layers = Layers.from_json({k: v for k, v in answer.items() if k != "memory_mib_peak"})
         else:
-            layers = _timed(payload)
+            layers = time_here(payload)
     except EngineworksError as error:
-        layers = Layers(shape, why=error.message)
+        layers = Layers(payload["shape"], why=error.message)
     job.write(layers)
+
+
+def what_to_time(job: StepJob, runs: int) -> dict[str, Any]:
+    """The engine, its data and the shape, as JSON for `main` in a child process and for `time_here`."""
+    shape, at = next(iter(job.params["at"].items()))
+    return {
+        "build": str(job.inputs["build"]), "lower": str(job.inputs["lower"]), "target": job.params["target"],
+        "inputs": job.params["inputs"], "samples": job.params["samples"], "dims": at["dims"], "shape": shape,
+        "data": [str(path) for path in job.paths("evaluation")],
+        "runs": runs, "cache": job.unkeyed.get("cache"),
+    }  # fmt: skip
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Time the layers in this child process and return them as JSON. Raises `RunError`."""
-    return _timed(payload).to_json()
+    return time_here(payload).to_json()
 
 
-def _timed(payload: Mapping[str, Any]) -> Layers:
+def time_here(payload: Mapping[str, Any]) -> Layers:
+    """Time the layers in this process and map them to nodes. payload: of `what_to_time`. Raises `RunError`."""
     specs = tuple(spec_from_json(s) for s in payload["inputs"])
     feeds = feeds_at(specs, samples_from_json(payload["data"], payload["samples"]), payload["dims"])
     cache = Path(payload["cache"]) if payload.get("cache") else None  # `measure` has filled it at this shape

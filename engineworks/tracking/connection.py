@@ -6,9 +6,11 @@ import contextlib
 import getpass
 import json
 import os
+import sqlite3
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery, quoted
 from engineworks.tracking.reader import ModelRecord, VersionRecord
 from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
-from engineworks.tracking.sqlite_reader import SqliteReader
+from engineworks.tracking.sqlite_writer import SqliteWriter, within, write_artifacts
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,15 +36,20 @@ class Connection:
     Every method raises `TrackingError` where MLflow refuses or does not answer.
     """
 
-    client: MlflowClient
+    open_client: Callable[[], MlflowClient]
+    """Returns one client; imports MLflow at its first call."""
     experiment_id: str
     uri: str = ""
     database: tuple[Path, int] | None = None
     """An SQLite file and its inode when it was opened: SQLite goes on writing to a deleted file."""
     at: float | None = None
     """Time of what is written, in seconds since the epoch; None: now. Set while waiting records are sent."""
-    reader: SqliteReader | None = None
-    """Reads runs from MLflow's own file, where its schema is known: MLflow takes ten times as long."""
+    file: SqliteWriter | None = None
+    """Reads and writes runs in MLflow's own file, where its schema is known; MLflow's client takes much longer."""
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.open_client()
 
     @property
     def is_server(self) -> bool:
@@ -63,12 +70,12 @@ class Connection:
     def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
         """Create a run with status RUNNING; returns its id."""
         whose = {"mlflow.user": user_name(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
+        started_ms = round((self.now() if started_at is None else started_at) * 1000)
         with refusals(f"run {name} cannot be created"):
+            if self.file is not None:
+                return self.file.create_run(name, whose | dict(tags), started_ms)
             run = self.client.create_run(
-                self.experiment_id,
-                start_time=round((self.now() if started_at is None else started_at) * 1000),
-                tags=whose | dict(tags),
-                run_name=name,
+                self.experiment_id, start_time=started_ms, tags=whose | dict(tags), run_name=name
             )
         return str(run.info.run_id)
 
@@ -77,14 +84,17 @@ class Connection:
 
         A rename publishes each file, so that readers see a complete file or none, also where an older one is read-only.
         """
-        from mlflow.entities import Metric, Param, RunTag
-
         now = round(self.now() * 1000)
         with refusals(f"run {run_id} cannot be written"):
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
+            if self.file is not None:
+                self.file.log(run_id, batch, now)
+                return
+            from mlflow.entities import Metric, Param, RunTag
+
             self.client.log_batch(
                 run_id,
-                metrics=[Metric(name, value, now, step) for name, step, value in _points(batch)],
+                metrics=[Metric(name, value, now, step) for name, step, value in batch.points()],
                 params=[Param(name, value) for name, value in batch.params.items()],
                 tags=[RunTag(name, value) for name, value in batch.tags.items()],
             )
@@ -107,45 +117,58 @@ class Connection:
     def _log_artifacts(self, run_id: str, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
         if not texts and not files:
             return
+        folder_here = self.file.artifacts(run_id) if self.file is not None else None
+        if folder_here is not None:
+            write_artifacts(folder_here, texts, files)
+            return
         with tempfile.TemporaryDirectory(prefix="engineworks-") as folder:
             for path, file in files.items():
-                link = _staged(Path(folder, "files"), path)
+                link = within(Path(folder, "files"), path)
                 link.symlink_to(file.resolve(strict=True))
                 self.client.log_artifact(run_id, str(link), _folder_of(path) or None)
             for path, text in texts.items():
-                _staged(Path(folder, "texts"), path).write_text(text, encoding="utf-8", errors="backslashreplace")
+                within(Path(folder, "texts"), path).write_text(text, encoding="utf-8", errors="backslashreplace")
             if texts:
                 self.client.log_artifacts(run_id, str(Path(folder, "texts")))
 
     def end_run(self, run_id: str, status: Status, started_at: float = 0.0) -> None:
         """End the run. started_at: seconds since the epoch; the end is never earlier, even if the clock was set
         back."""
+        ended_ms = round(max(self.now(), started_at) * 1000)
         with refusals(f"run {run_id} cannot be ended"):
-            self.client.set_terminated(run_id, status, round(max(self.now(), started_at) * 1000))
+            if self.file is not None:
+                self.file.end_run(run_id, status, ended_ms)
+            else:
+                self.client.set_terminated(run_id, status, ended_ms)
 
     def now(self) -> float:
         """Return the time of what is written, in seconds since the epoch."""
         return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
-        if self.reader is not None:
-            return self.reader.get_run(run_id)
+        if self.file is not None:
+            return self.file.get_run(run_id)
         with refusals(f"run {run_id} cannot be read"):
             return _summary(self.client.get_run(run_id))
 
     def experiment_tags(self) -> dict[str, str]:
+        if self.file is not None:
+            return self.file.experiment_tags()
         with refusals("the experiment cannot be read"):
             return dict(self.client.get_experiment(self.experiment_id).tags)
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
         with refusals("the experiment cannot be written"):
+            if self.file is not None:
+                self.file.tag_experiment(tags)
+                return
             for name, value in tags.items():
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
     def search(self, query: RunQuery, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Yield runs that are not deleted, newest first; `everywhere` searches all experiments."""
-        if self.reader is not None:
-            yield from self.reader.search(query, limit=limit, everywhere=everywhere)
+        if self.file is not None:
+            yield from self.file.search(query, limit=limit, everywhere=everywhere)
             return
         with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
@@ -166,7 +189,7 @@ class Connection:
 
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
         """Whether the run's artifacts include all these paths with these sizes in bytes."""
-        folder_here = self.reader.artifacts(run_id) if self.reader is not None else None
+        folder_here = self.file.artifacts(run_id) if self.file is not None else None
         if folder_here is not None:
             return all(_size_of(folder_here / path) == size for path, size in sizes.items())
         listed: dict[str, int | None] = {}
@@ -187,6 +210,8 @@ class Connection:
         return any(f.is_dir and f.path == folder for f in above)
 
     def read_text(self, run_id: str, path: str) -> str:
+        if self.file is not None and self.file.artifacts(run_id) is not None:
+            return self.file.read_text(run_id, path)
         with (
             refusals(f"artifact {path} of run {run_id} cannot be read"),
             tempfile.TemporaryDirectory(prefix="engineworks-") as folder,
@@ -198,16 +223,22 @@ class Connection:
             return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
     def find_model(self, name: str) -> ModelRecord | None:
+        if self.file is not None:
+            return self.file.find_model(name)
         with refusals(f"registered model '{name}' cannot be read"), _or_none() as found:
             found.append(self.client.get_registered_model(name))
         return _model(found[0]) if found else None
 
     def find_version(self, model: str, version: str) -> VersionRecord | None:
+        if self.file is not None:
+            return self.file.find_version(model, version)
         with refusals(f"version {version} of '{model}' cannot be read"), _or_none() as found:
             found.append(self.client.get_model_version(model, version))
         return _version(found[0]) if found else None
 
     def find_models(self, recipe: str | None) -> list[ModelRecord]:
+        if self.file is not None:
+            return self.file.find_models(recipe)
         query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
         with refusals("registered models cannot be searched"):
             found = self.client.search_registered_models(query, max_results=PAGE)
@@ -235,21 +266,16 @@ class Connection:
         return [str(e.experiment_id) for e in experiments]
 
 
-def _points(batch: Batch) -> list[tuple[str, int, float]]:
-    """Return every metric as (name, step, value)."""
-    single = [(name, 0, value) for name, value in batch.metrics.items()]
-    return single + [(name, step, value) for name, values in batch.series.items() for step, value in values.items()]
-
-
 @contextlib.contextmanager
 def refusals(what: str, *more: type[Exception]) -> Iterator[None]:
     """Raise `TrackingError`: `what` failed, with the reason in one line. more: exceptions to treat like MLflow's."""
-    from mlflow.exceptions import MlflowException
-
-    foreign: tuple[type[Exception], ...] = (MlflowException, OSError, *more)
     try:
         yield
-    except foreign as error:
+    except Exception as error:
+        mlflow = sys.modules.get("mlflow.exceptions")  # imports nothing: without it MLflow raised nothing
+        foreign = (OSError, sqlite3.Error, *more, *((mlflow.MlflowException,) if mlflow else ()))
+        if not isinstance(error, foreign):
+            raise
         raise TrackingError(f"{what}: {reason_of(error)}") from error
 
 
@@ -272,15 +298,6 @@ def reason_of(error: BaseException) -> str:
 def _folder_of(path: str) -> str:
     parent = PurePosixPath(path).parent
     return str(parent) if parent.parts else ""
-
-
-def _staged(root: Path, path: str) -> Path:
-    parts = PurePosixPath(path).parts
-    if not parts or ".." in parts or path.startswith("/"):
-        raise TrackingError(f"artifact path {path!r} does not stay within its run")
-    target = root.joinpath(*parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def user_name() -> str:

@@ -54,7 +54,7 @@ def open_existing(uri: str) -> ExistingRecord:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             raise none
-    return ExistingRecord(Connection(client, str(experiment.experiment_id), uri))
+    return ExistingRecord(Connection(lambda: client, str(experiment.experiment_id), uri))
 
 
 def _has_tables(uri: str) -> bool:

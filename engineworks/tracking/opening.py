@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -21,7 +23,7 @@ from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
 from engineworks.tracking.records import RECORD_ID
 from engineworks.tracking.sqlite import prepare_database
-from engineworks.tracking.sqlite_reader import open_reader
+from engineworks.tracking.sqlite_writer import open_writer
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -56,39 +58,50 @@ def prepare_environment() -> None:
 def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
     """Open the store at `uri`: a server or a database. Creates a missing SQLite file.
 
-    Raises `TrackingError` within about ten seconds where nothing answers.
+    An SQLite file of a known schema is opened without MLflow. Raises `TrackingError` within about ten seconds where
+    nothing answers.
     """
     prepare_environment()
+    shown, database = without_password(uri), sqlite_file(uri)
+    root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
+    open_client = functools.cache(lambda: _open_client(uri, database))
+    tags = {RECORD_ID: secrets.token_hex(16)}
+    if database is not None and root is not None:
+        with refusals(f"MLflow's store {shown} cannot be opened"), _locked_beside(database):
+            prepare_database(database)
+            writer = open_writer(database, experiment, root, tags)
+            opened = (database, database.stat().st_ino)
+        if writer is not None:
+            return Connection(open_client, writer.experiment_id, uri, opened, file=writer)
+    with refusals(f"MLflow's store {shown} cannot be opened", *database_errors(uri)):
+        if database is None:
+            probe(uri)
+            if is_postgresql(uri):
+                prepare_postgresql(uri)
+        number = _open_experiment(open_client(), experiment, root, shown, tags)
+        return Connection(open_client, number, uri, opened if database is not None else None)
+
+
+def _open_client(uri: str, database: Path | None) -> MlflowClient:
+    """Import MLflow and open its client. MLflow 3.17 keeps one engine per URI and process, whose pooled connections go
+    on with a file that was deleted: they are closed."""
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise TrackingError(
             f"MLflow cannot be imported: {error}", hint="pip install mlflow-skinny sqlalchemy alembic"
         ) from error
-    shown = without_password(uri)
-    database = sqlite_file(uri)
-    with refusals(f"MLflow's store {shown} cannot be opened", *database_errors(uri)):
-        if database is not None:
-            with locked(database.with_name(database.name + ".lock")):
-                prepare_database(database)
-                client = MlflowClient(tracking_uri=uri)
-                _forget_connections(client)
-        else:
-            probe(uri)
-            if is_postgresql(uri):
-                prepare_postgresql(uri)
-            client = MlflowClient(tracking_uri=uri)
-        root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
-        opened = (database, database.stat().st_ino) if database is not None else None
-        number = _open_experiment(client, experiment, root, shown)
-        reader = open_reader(database, experiment, root) if database is not None and root is not None else None
-        return Connection(client, number, uri, opened, reader=reader)
+    if database is None:
+        return MlflowClient(tracking_uri=uri)
+    with _locked_beside(database):
+        client = MlflowClient(tracking_uri=uri)
+        client._tracking_client.store.engine.dispose()
+    return client
 
 
-def _forget_connections(client: MlflowClient) -> None:
-    """Close pooled connections. MLflow 3.17 keeps one engine per URI and process, whose connections go on with a file
-    that was deleted: SQLite then says "attempt to write a readonly database"."""
-    client._tracking_client.store.engine.dispose()
+def _locked_beside(database: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of those who make or migrate the database."""
+    return locked(database.with_name(database.name + ".lock"))
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -111,9 +124,11 @@ def database_errors(uri: str) -> tuple[type[Exception], ...]:
     return SQLAlchemyError, CommandError
 
 
-def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: str) -> str:
-    """Return the experiment's id. A new one keeps artifacts under `root`, or where the server decides if that is
-    None."""
+def _open_experiment(
+    client: MlflowClient, name: str, root: Path | None, shown: str, tags: Mapping[str, str]
+) -> str:  # fmt: skip
+    """Return the experiment's id. A new one gets these tags, and keeps artifacts under `root`, or where the server
+    decides if that is None."""
     from mlflow.exceptions import MlflowException
 
     experiment: Experiment | None = client.get_experiment_by_name(name)
@@ -122,9 +137,7 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
             root.mkdir(parents=True, exist_ok=True)
         try:
             location = root.as_uri() if root else None
-            return str(
-                client.create_experiment(name, artifact_location=location, tags={RECORD_ID: secrets.token_hex(16)})
-            )
+            return str(client.create_experiment(name, artifact_location=location, tags=dict(tags)))
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process won

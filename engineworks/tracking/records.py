@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -167,6 +167,11 @@ class Batch:
     tags: Mapping[str, str]
     texts: Mapping[str, str]
     series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    def points(self) -> Iterator[tuple[str, int, float]]:
+        """Yield every metric as (name, step, value)."""
+        yield from ((name, 0, value) for name, value in self.metrics.items())
+        yield from ((name, step, value) for name, values in self.series.items() for step, value in values.items())
 
 
 def pack_batch(

@@ -117,10 +117,11 @@ class Tracking:
         return opening is not None and opening.done() and opening.exception() is not None
 
     def prestart(self) -> None:
-        """Import MLflow and open the store in a thread; returns at once, and the first use raises any error.
+        """Open the store in a thread; returns at once, and the first use raises any error.
 
-        This takes about 2 s of processor time with the interpreter's lock, so it is free only while this process waits
-        for something else. Do not fork meanwhile (a child started by `subprocess` is not a fork).
+        Where MLflow must be imported this takes about 2 s of processor time with the interpreter's lock, so it is free
+        only while this process waits for something else. Do not fork meanwhile (a child started by `subprocess` is not
+        a fork).
         """
         with self._lock:
             if self._opening is None:

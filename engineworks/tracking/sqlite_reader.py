@@ -12,18 +12,33 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, ClassVar, Literal
+from urllib.parse import unquote, urlsplit
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery
 from engineworks.tracking.reader import ModelRecord, VersionRecord
-from engineworks.tracking.records import RECIPE, RunSummary, summarized
-from engineworks.tracking.sqlite import WRITER_S
+from engineworks.tracking.records import (
+    BUILD_KEY,
+    CONDITIONS,
+    ENGINE,
+    ENGINE_DIGEST,
+    KIND,
+    PARENT,
+    RECIPE,
+    RECORD,
+    RunSummary,
+    summarized,
+)
+from engineworks.tracking.sqlite import transaction
 
 KNOWN_SCHEMAS = frozenset({"dc11669786a5"})
 """Values of `alembic_version`: MLflow 3.17."""
 
+TAG_INDEX = "engineworks_tags"
+"""An index of ours on the tags that runs are found by; without it a search reads all runs, 0.1 s of 13,000."""
+
+FOUND_BY = (PARENT, ENGINE, RECIPE, BUILD_KEY, ENGINE_DIGEST, RECORD, CONDITIONS)
 WORKSPACE = "default"
 DELETED_STAGE = "Deleted_Internal"
 AT_ONCE = 500
@@ -39,15 +54,15 @@ def open_reader(file: Path, experiment: str, root: Path) -> SqliteReader | None:
     if not file.is_file():
         return None
     try:
-        with _connection(file) as connection:
-            schemas = {str(row[0]) for row in connection.execute("SELECT version_num FROM alembic_version")}
+        with transaction(file, "ro") as connection:
+            known = is_known(connection)
             found = connection.execute(
                 "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments "
                 "WHERE name = ? AND workspace = ?", (experiment, WORKSPACE),
             ).fetchone()  # fmt: skip
     except sqlite3.Error:
         return None
-    if not schemas or schemas - KNOWN_SCHEMAS or found is None or found["lifecycle_stage"] != "active":
+    if not known or found is None or found["lifecycle_stage"] != "active":
         return None
     location = str(found["artifact_location"])
     if urlsplit(location).scheme == "file" and location != root.as_uri():
@@ -55,23 +70,25 @@ def open_reader(file: Path, experiment: str, root: Path) -> SqliteReader | None:
     return SqliteReader(file, str(found["experiment_id"]))
 
 
-@contextlib.contextmanager
-def _connection(file: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file read-only; all statements see one state of it."""
-    with contextlib.closing(
-        sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=WRITER_S, isolation_level=None)
-    ) as connection:
-        connection.row_factory = sqlite3.Row
-        connection.execute("BEGIN")
-        yield connection
+def is_known(connection: sqlite3.Connection) -> bool:
+    """Whether the tests compare this database's schema with MLflow's client. Raises `sqlite3.Error`."""
+    schemas = {str(row[0]) for row in connection.execute("SELECT version_num FROM alembic_version")}
+    return bool(schemas) and schemas <= KNOWN_SCHEMAS
+
+
+def make_index(connection: sqlite3.Connection) -> None:
+    """Make `TAG_INDEX`; MLflow's own searches and migrations go on as without it."""
+    keys = " OR ".join(f"key = {_text(key)}" for key in FOUND_BY)
+    connection.execute(f"CREATE INDEX IF NOT EXISTS {TAG_INDEX} ON tags (key, value) WHERE {keys}")
 
 
 @dataclass(frozen=True)
 class SqliteReader:
-    """A `Reader` of one experiment in MLflow's file. Thread-safe: every call opens the file."""
+    """A `Reader` of one experiment in MLflow's file. Thread-safe."""
 
     file: Path
     experiment_id: str
+    mode: ClassVar[Literal["ro", "rw"]] = "ro"
 
     def experiment_tags(self) -> dict[str, str]:
         with self._reading("the experiment") as connection:
@@ -99,7 +116,8 @@ class SqliteReader:
         )
         with self._reading("runs") as connection:
             rows = connection.execute(statement, (*values, -1 if limit is None else limit)).fetchall()
-            yield from _summaries(connection, rows)
+            found = _summaries(connection, rows)
+        yield from found
 
     def artifacts(self, run_id: str) -> Path | None:
         """Return the folder of the run's artifacts, None where they are not in a local folder."""
@@ -148,19 +166,24 @@ class SqliteReader:
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[sqlite3.Connection]:
         try:
-            with _connection(self.file) as connection:
+            with transaction(self.file, self.mode) as connection:
                 yield connection
         except sqlite3.Error as error:
             raise TrackingError(f"{what} cannot be read in {self.file}: {error}") from error
 
 
 def _where(query: RunQuery) -> tuple[list[str], list[Any]]:
-    """Return conditions on `runs r`, and their values."""
-    tagged = "EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? AND {})"
-    where = [tagged.format("t.value = ?")] * len(query.tags)
-    values: list[Any] = [value for tag in query.tags.items() for value in tag]
-    where += [tagged.format("substr(t.value, 1, ?) = ?")] * len(query.starting)
-    values += [value for key, text in query.starting.items() for value in (key, len(text), text)]
+    """Return conditions on `runs r`, and their values.
+
+    Names of tags are no parameters, so that SQLite finds `TAG_INDEX`. A kind is asked of the runs that the rest names,
+    for half of all runs have it.
+    """
+    tagged = "EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = {} AND {})"
+    named = "r.run_uuid IN (SELECT run_uuid FROM tags WHERE key = {} AND value = ?)"
+    where = [(tagged if key == KIND else named).format(_text(key), "t.value = ?") for key in query.tags]
+    where += [tagged.format(_text(key), "substr(t.value, 1, ?) = ?") for key in query.starting]
+    values: list[Any] = list(query.tags.values())
+    values += [value for text in query.starting.values() for value in (len(text), text)]
     if query.status is not None:
         where.append("r.status = ?")
         values.append(query.status)
@@ -211,6 +234,11 @@ def _model(connection: sqlite3.Connection, name: str) -> ModelRecord | None:
         "SELECT alias, version FROM registered_model_aliases WHERE name = ? AND workspace = ?", place
     )
     return ModelRecord(name, dict(tags), {alias: str(version) for alias, version in aliases})
+
+
+def _text(value: str) -> str:
+    """Return it as a literal of SQL."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _marks(values: Iterable[object]) -> str:

@@ -293,21 +293,21 @@ def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(
     assert {c.name: c.status for c in children} == {"tiny/int8/cpu": "FINISHED"}
 
 
-@pytest.mark.parametrize("what", ["the database is deleted", "another takes its place", "files are deleted"])
+@pytest.mark.parametrize("what", ["the database is deleted", "an older one takes its place", "files are deleted"])
 def test_what_mlflow_loses_in_the_middle_of_a_build_is_kept(tmp_path: Path, what: str) -> None:
     tracking = open_tracking(tmp_path)
     with start(tmp_path, tracking) as run:
         run.record_engine(record("fp32"))
-        run.record_engine(record("int8"))
         database = tmp_path / "mlflow.db"
+        older = database.read_bytes()
+        run.record_engine(record("int8"))
         if what == "files are deleted":
             for file in (tmp_path / "mlartifacts").rglob("log.txt"):
                 file.unlink()
         else:
-            copy = database.read_bytes()
             database.unlink()
-            if what == "another takes its place":
-                database.write_bytes(copy)
+            if what == "an older one takes its place":
+                database.write_bytes(older)
         run.finish(texts={"plan.json": "{}"})
     assert run.waits
     assert "wait in" in run.warning

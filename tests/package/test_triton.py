@@ -99,6 +99,13 @@ def test_tensorrt_rtx_runs_in_the_python_backend() -> None:
     assert (config.backend, config.default_model_filename) == ("python", "")
 
 
+def test_a_gpu_keeps_compiled_kernels_in_the_recipes_folder_and_a_cpu_has_none() -> None:
+    settings = Triton(runtime_cache="/var/cache/kernels")
+    served = replace(TENSORRT, backend="tensorrt_rtx", served_by="python", file="", settings=settings)
+    assert parse(served).parameters["runtime_cache"].string_value == "/var/cache/kernels"
+    assert not parse(replace(MODEL, served_by="python", settings=settings)).parameters
+
+
 def test_names_that_need_escapes_survive() -> None:
     name = 'größe "x"\\\n'
     spec = TensorSpec(name, "float32", ("batch", 2))

@@ -238,7 +238,8 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     (folder,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
     outputs = [{"name": "logits", "dims": [3]}]
-    config = json.dumps({"max_batch_size": 16, "output": outputs})
+    kernels = {"runtime_cache": {"string_value": str(tmp_path / "kernels")}}
+    config = json.dumps({"max_batch_size": 16, "output": outputs, "parameters": kernels})
     place = {"model_instance_kind": kind, "model_instance_device_id": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     model = TritonPythonModel()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from serving.fake_kserve import FakeServer, serve
 
 from engineworks.serving import batching
-from engineworks.serving.batching import Batching, holds_limit, largest_rate, settings
+from engineworks.serving.answers import Question
+from engineworks.serving.batching import Batching, holds_limit, largest_rate, run_all_sizes, settings
 from engineworks.serving.load import Offer, loadgen_result
 
 SUMMARY = """================================================
@@ -67,3 +70,20 @@ def test_a_sweep_tries_no_batching_and_a_setting_changes_only_what_it_names() ->
     applied = Batching(500, (8,), 2).applied(config)
     assert applied["instance_group"][0]["count"] == 2
     assert applied["dynamic_batching"] == {"preferred_batch_size": [8], "max_queue_delay_microseconds": 500}
+
+
+@pytest.mark.parametrize(("most", "ran"), [(6, {1, 2, 4}), (0, {1})])
+def test_before_a_load_every_size_of_a_batch_runs_at_every_shape_of_a_query(most: int, ran: set[int]) -> None:
+    """A size that the engine refuses is no failure: no query can make it."""
+    seen = set[tuple[int, ...]]()
+
+    def model(feeds: Any) -> Any:
+        if len(feeds["x"]) > 4:
+            raise ValueError("outside every profile")
+        seen.add(feeds["x"].shape)
+        return {"y": feeds["x"]}
+
+    asked = [Question({"x": np.ones((1, n), np.float32)}, {"y": np.ones((1, n), np.float32)}) for n in (2, 3, 2)]
+    with serve(FakeServer({"net": model})) as address:
+        run_all_sizes(address, "net", asked, most, instances=2)
+    assert seen == {(size, n) for size in ran for n in (2, 3)}

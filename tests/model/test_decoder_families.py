@@ -8,7 +8,9 @@ import pytest
 
 from engineworks.errors import ModelError
 from engineworks.model.decoder.families import FAMILIES, check_family, context_problems
+from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.steps.decoder.export import prove
 from engineworks.steps.decoder.fused_model import SourceModel, difference_of, fused_model
 
 CONTEXT = 48
@@ -78,7 +80,7 @@ def test_caches_that_would_be_wrong(config, context, message):
 def test_an_export_gives_the_familys_own_logits(family, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from engineworks.model.decoder.from_huggingface import export_decoder
+    from engineworks.model.decoder.from_huggingface import write_decoder
 
     torch.manual_seed(0)
     kind = transformers.AutoConfig.for_model(family).__class__
@@ -91,7 +93,9 @@ def test_an_export_gives_the_familys_own_logits(family, tmp_path):
                 weight.copy_(torch.randn_like(weight) * (0.3 if "embed" in name else weight.shape[-1] ** -0.5))
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "out").mkdir()
-    _, face = export_decoder("model", tmp_path, CONTEXT, tmp_path / "out")  # raises where the logits differ
+    given = {"folder": str(tmp_path / "model"), "out": str(tmp_path / "out"), "context": CONTEXT}
+    face = DecoderInterface.from_json(write_decoder(given)["interface"])
+    prove(tmp_path / "out", face, family)  # raises where the logits differ
     assert face.form == "in_place"
     plain = SourceModel(tmp_path / "out" / MODEL_FILE, face)
     fused = fused_model(plain, tmp_path / "fused.onnx")

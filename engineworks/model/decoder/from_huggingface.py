@@ -79,6 +79,7 @@ def _write(model: Any, context: int, out: Path) -> DecoderInterface:
     from engineworks.model.decoder.torch_decoder import (
         ATTENTION,
         cache_shapes,
+        check_window,
         new_call,
         register_attention,
         use_rotary_tables,
@@ -98,6 +99,7 @@ def _write(model: Any, context: int, out: Path) -> DecoderInterface:
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # `save` writes weight by weight; a message with all of them would be in memory twice
     program = _traced(model, call, tensors, context)
+    check_window(call, model.config, context)
     program.save(str(out / MODEL_FILE), external_data=size > EXTERNAL_ABOVE_BYTES)
     _finish(out / MODEL_FILE)
     return DecoderInterface("in_place", context, int(model.config.vocab_size), tuple(tensors), positions=POSITIONS)

@@ -423,7 +423,7 @@ from engineworks.tracking.runs import open_tracking
 from engineworks.tracking.connection import Connection
 build = open_tracking(Path(sys.argv[1])).start_build("killed", "key-killed", {}, {"mode": "full"})
 build.record_engine(EngineRecord("killed/fp32/cpu", params={"a": "1"}))
-def hang(*_): print("half-way", flush=True); time.sleep(60)
+def hang(*_, **__): print("half-way", flush=True); time.sleep(60)
 Connection.log = hang
 build.record_engine(EngineRecord("killed/fp16/cpu"))
 """

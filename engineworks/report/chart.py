@@ -111,6 +111,8 @@ class Chart:
         *, bold: bool = False,
     ) -> None:  # fmt: skip
         """Write words on the baseline y; anchor: start, middle or end, the part of them that is at x."""
+        if not words:
+            return
         weight = ' font-weight="600"' if bold else ""
         look = f'fill="{color}" text-anchor="{anchor}" font-size="{size:g}"{weight}'
         self._parts.append(f'<text x="{x:.2f}" y="{y:.2f}" {look}>{escape(words, quote=False)}</text>')

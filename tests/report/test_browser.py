@@ -154,7 +154,7 @@ def test_a_plot_fits_its_letters_at_phone_size(browser: Any, page: str) -> None:
     show(browser, page, 360)
     smallest = run(
         browser,
-        "return Math.min(...[...document.querySelectorAll('figure svg text')].filter(t => t.checkVisibility())"
+        "return Math.min(...[...document.querySelectorAll('figure svg text')].filter(t => t.textContent && t.checkVisibility())"
         ".map(t => t.getBoundingClientRect().height))",
     )
     assert smallest >= 8, "letters of less than 8 px are not read"

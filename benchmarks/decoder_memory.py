@@ -1,5 +1,6 @@
-"""How much memory each step of a decoder's build takes, in fp32 weights: the peak of its process (VmHWM), each in a
-fresh one. What the store has is not run again, so name an empty one.
+"""How much memory each step of a decoder's build takes, in fp32 weights. Each runs in a fresh process: the larger of
+that one's peak (VmHWM) and of what it and its children had together (Pss, ten times a second). What the store has is
+not run again, so name an empty one.
 
     ENGINEWORKS_ARTIFACTS=EMPTY python benchmarks/decoder_memory.py recipes/smollm2.yaml '*/cpu' RESULT.json
 """
@@ -8,14 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError
 from engineworks.host.child import ChildPool
 from engineworks.host.file_digests import FileDigests
+from engineworks.host.memory import proportional_kib
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
@@ -26,14 +32,34 @@ MIB = 1 << 20
 
 
 class Recorder(ChildPool):
-    """A pool whose every job has a process of its own; `peak` is the last one's."""
+    """A pool whose every job has a process of its own; `peak` is the last one's, MiB."""
 
     peak = 0.0
 
     def run(self, *args: Any, **more: Any) -> dict[str, Any]:
-        answer = super().run(*args, **(more | {"fresh": True}))
-        self.peak = float(answer["memory_mib_peak"])
+        self.peak, ended = 0.0, Event()
+        watch = Thread(target=self._watch, args=(ended,))
+        watch.start()
+        try:
+            answer = super().run(*args, **(more | {"fresh": True}))
+        finally:
+            ended.set()
+            watch.join()
+        self.peak = max(self.peak, float(answer["memory_mib_peak"]))
         return answer
+
+    def _watch(self, ended: Event) -> None:
+        while not ended.wait(0.1):
+            self.peak = max(self.peak, sum(map(proportional_kib, descendants(os.getpid()))) / 1024)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Yield the ids of the processes below a process, whichever of its threads started them (proc(5), children)."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            for child in map(int, thread.read_text(encoding="ascii").split()):
+                yield child
+                yield from descendants(child)
 
 
 def weights_mib(store: Store, export: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engineworks.builds.command import Champions
 from engineworks.builds.results import BuildResult
@@ -13,11 +13,13 @@ from engineworks.host.child import default_pool
 from engineworks.host.collector import not_collected
 from engineworks.host.disk import full_disk_named
 from engineworks.plan.plan import Plan
-from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings
 from engineworks.tracking.opening import prepare_environment
 from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
+
+if TYPE_CHECKING:
+    from engineworks.release.promotion import ReleaseResult
 
 R = TypeVar("R")
 
@@ -42,6 +44,7 @@ def build_recipes(
             from flows.build_recipe import build_planned
 
             return [_result(build_planned(plan, settings, only), BuildResult, plan) for plan in plans]
+        from engineworks.release.promotion import ReleaseResult  # NumPy and Triton's packages, which no build needs
         from flows.release import release_planned
 
         return [_result(release_planned(plan, settings, only, champions), ReleaseResult, plan) for plan in plans]

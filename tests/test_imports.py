@@ -56,6 +56,14 @@ print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
     assert loaded & {*OPTIONAL, "pandas", "sqlalchemy"} == set()
 
 
+def test_what_a_build_imports_before_prefect_is_light() -> None:
+    """Its children import NumPy; a report draws with it where something was measured."""
+    names = ("builds.command", "report.write", "report.gather", "tracking.spooled", "builds.to_mlflow")
+    imports = ", ".join(["flows.local_build", *(f"engineworks.{name}" for name in names)])
+    loaded = run(f"import sys, {imports}; print(*{{m.partition('.')[0] for m in sys.modules}})").split()
+    assert {*loaded} & {*OPTIONAL, "numpy", "pandas", "sqlalchemy", "matplotlib"} == set()
+
+
 def test_no_file_of_flows_or_tasks_hides_an_installed_module() -> None:
     """Prefect puts the folder of a flow first on the path."""
     root = Path(__file__).parents[1]

@@ -165,6 +165,12 @@ REFUSALS = (
         operators=("RoiAlign", "MaxPool:indices", "ScatterND:reduction", "Resize:antialias"), assumed=False,
     ),
     Refusal(
+        "tensorrt_rtx", (1, 6), END, PRECISIONS, (),
+        "{title} {version} asks for a plugin that it does not have: {found}; replace it by ONNX's own Attention and "
+        "TensorScatter (opset 24), " + _ON_CPU,
+        operators=("com.microsoft.GroupQueryAttention",), assumed=False,
+    ),
+    Refusal(
         "tensorrt_rtx", (1, 7), END, ("fp16", "bf16"), (),
         "{title} {version} has sequence lengths in fp32 only: {found}; use fp32, or keep the node in fp32 by a mixture "
         "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by "

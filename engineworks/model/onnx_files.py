@@ -89,7 +89,7 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     """
     import onnx
 
-    _external_files(path, model)
+    external_files(path, model)
     for tensor in all_tensors(model):
         if is_external(tensor):
             _make_absolute(path, tensor)
@@ -143,7 +143,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False) -> N
 def model_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and every external data file that it names. Raises `ModelError` for one that is missing or that
     lies outside the model's own folder."""
-    return _external_files(path, load_model(path, weights=False))
+    return external_files(path, load_model(path, weights=False))
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -209,7 +209,7 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tensor_specs(model.graph.output)
 
 
-def _external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
     root = path.parent.resolve()
     names = {e.value for t in all_tensors(model) for e in t.external_data if e.key == "location"}
     files = [path]

@@ -8,7 +8,6 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.serving_report import Load, ServingReport
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, blocks_of, number, table
 from engineworks.report.plots import rates_plot
-from engineworks.serving.batching import Batching
 
 
 def serving_section(result: BuildResult, *, plots: bool) -> Section | None:
@@ -60,6 +59,8 @@ def _batching(engine: EngineResult, report: ServingReport, *, plots: bool) -> It
         return
     rates = [point.rate for point in found.points]
     chosen = found.points.index(found.recommended)
+    from engineworks.serving.batching import Batching  # with NumPy, which no other page needs
+
     labels = [str(Batching(point.delay_us, point.preferred, point.instances)) for point in found.points]
     gain = f"; {found.gain:.2f} times the rate without batching" if found.gain else ""
     if plots:

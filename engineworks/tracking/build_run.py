@@ -95,9 +95,8 @@ class BuildRun(Ending):
             record.params, record.metrics, tags,
             store_keys=record.store_keys, known_params=child.params, series=record.series,
         )  # fmt: skip
-        self._link.log(child.run_id, batch, record.texts, files)
+        self._link.log(child.run_id, batch, record.texts, files, end=(record.status, child.started_at))
         self._note_written(child.run_id, batch, record.texts)
-        self._link.end_run(child.run_id, record.status, child.started_at)
         child.running = False
         child.params = {**child.params, **batch.params}
         return child.run_id
@@ -170,7 +169,9 @@ class BuildRun(Ending):
             sizes = {path: file.stat().st_size for path, file in files.items()}
         except OSError as error:
             raise TrackingError(f"engine file {error.filename} cannot be read: {error.strerror}") from error
-        for run in self._link.search(RunQuery({ENGINE_DIGEST: digest}), limit=20):
-            if run.tags.get(ENGINE_RUN) == run.run_id and self._link.has_files(run.run_id, sizes):
-                return run.run_id
+        with_it = self._link.search(RunQuery({ENGINE_DIGEST: digest}), limit=5)  # the newest name their holder
+        for holder in dict.fromkeys(run.tags[ENGINE_RUN] for run in with_it if ENGINE_RUN in run.tags):
+            there = next(self._link.search(RunQuery({ENGINE_DIGEST: digest}, run_ids=[holder])), None)  # not deleted
+            if there is not None and self._link.has_files(holder, sizes):
+                return holder
         return None

@@ -79,8 +79,12 @@ class Connection:
             )
         return str(run.info.run_id)
 
-    def log(self, run_id: str, batch: Batch, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
+    def log(
+        self, run_id: str, batch: Batch, texts: Mapping[str, str], files: Mapping[str, Path],
+        end: tuple[Status, float] | None = None,
+    ) -> None:  # fmt: skip
         """Write files and texts first, then all params, metrics and tags in one call: no tag refers to a missing file.
+        end: also end the run, with this status and start as `end_run` takes them.
 
         A rename publishes each file, so that readers see a complete file or none, also where an older one is read-only.
         """
@@ -88,7 +92,7 @@ class Connection:
         with refusals(f"run {run_id} cannot be written"):
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
             if self.file is not None:
-                self.file.log(run_id, batch, now)
+                self.file.log(run_id, batch, now, end and (end[0], self._end_ms(end[1])))
                 return
             from mlflow.entities import Metric, Param, RunTag
 
@@ -100,6 +104,8 @@ class Connection:
             )
             if datasets := batch.tags.get(DATASETS):
                 self._log_datasets(run_id, json.loads(datasets))
+        if end is not None:
+            self.end_run(run_id, *end)
 
     def _log_datasets(self, run_id: str, datasets: list[dict[str, str]]) -> None:
         """Record data as inputs of the run, which MLflow shows in its column Dataset."""
@@ -134,12 +140,14 @@ class Connection:
     def end_run(self, run_id: str, status: Status, started_at: float = 0.0) -> None:
         """End the run. started_at: seconds since the epoch; the end is never earlier, even if the clock was set
         back."""
-        ended_ms = round(max(self.now(), started_at) * 1000)
         with refusals(f"run {run_id} cannot be ended"):
             if self.file is not None:
-                self.file.end_run(run_id, status, ended_ms)
+                self.file.end_run(run_id, status, self._end_ms(started_at))
             else:
-                self.client.set_terminated(run_id, status, ended_ms)
+                self.client.set_terminated(run_id, status, self._end_ms(started_at))
+
+    def _end_ms(self, started_at: float) -> int:
+        return round(max(self.now(), started_at) * 1000)
 
     def now(self) -> float:
         """Return the time of what is written, in seconds since the epoch."""

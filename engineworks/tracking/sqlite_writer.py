@@ -90,8 +90,8 @@ class SqliteWriter(SqliteReader):
             _set_tags(connection, "tags", "run_uuid", run_id, {**tags, RUN_NAME: name})
         return run_id
 
-    def log(self, run_id: str, batch: Batch, now_ms: int) -> None:
-        """Write all params, metrics, tags and dataset inputs, or nothing."""
+    def log(self, run_id: str, batch: Batch, now_ms: int, end: tuple[Status, int] | None = None) -> None:
+        """Write all params, metrics, tags and dataset inputs, or nothing. end: the run's last status, and when."""
         with self._writing() as connection:
             _check_active(connection, run_id)
             _add_params(connection, run_id, batch.params)
@@ -109,13 +109,11 @@ class SqliteWriter(SqliteReader):
             _set_tags(connection, "tags", "run_uuid", run_id, batch.tags)
             for dataset in json.loads(batch.tags.get(DATASETS, "[]")):
                 self._add_input(connection, run_id, dataset)
+            if end is not None:
+                connection.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?", (*end, run_id))
 
     def end_run(self, run_id: str, status: Status, ended_ms: int) -> None:
-        with self._writing() as connection:
-            _check_active(connection, run_id)
-            connection.execute(
-                "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?", (status, ended_ms, run_id)
-            )
+        self.log(run_id, Batch({}, {}, {}, {}), ended_ms, (status, ended_ms))
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
         with self._writing() as connection:

@@ -157,12 +157,15 @@ sys.exit(", ".join({"numpy", "onnx", "pydantic", "tensorrt_rtx"} & set(sys.modul
 
 def test_what_a_model_does_with_its_operators_is_refused_with_the_nodes() -> None:
     uses = {
-        "NonZero": ["where"], "Det": ["d"], "Foo.Bar": ["a", "b"], "LSTM": ["l"], "LSTM:sequence_lens": ["l"],
+        "NonZero": ["where"], "com.microsoft.GroupQueryAttention": ["g"], "Det": ["d"], "Foo.Bar": ["a", "b"], "LSTM": ["l"], "LSTM:sequence_lens": ["l"],
     }  # fmt: skip
 
     def said(precision: str, *names: str) -> str | None:
         return why_not(RTX, "1.7.1.116", precision, ("8.9",), operators={n: uses[n] for n in names})
 
+    assert "does not have: com.microsoft.GroupQueryAttention (node 'g'); replace it" in str(
+        said("fp16", "com.microsoft.GroupQueryAttention")
+    )
     assert "cannot run NonZero (node 'where')" in str(said("fp16", "NonZero"))
     assert "does not have Det (node 'd'), Foo.Bar (node 'a', 2 nodes); " in str(said("fp32", "Foo.Bar", "Det"))
     assert "LSTM (node 'l')" in str(said("fp16", "LSTM", "LSTM:sequence_lens"))

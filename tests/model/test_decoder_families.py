@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from engineworks.errors import ModelError
 from engineworks.model.decoder.families import FAMILIES, check_family, context_problems
+from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.model.decoder.torch_decoder import check_window, new_call
 from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.steps.decoder.export import prove
 from engineworks.steps.decoder.fused_model import SourceModel, difference_of, fused_model
 
 CONTEXT = 48
@@ -19,6 +24,7 @@ BASE = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+LATE_WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 CASES = {
     "apertus": {}, "arcee": {}, "cohere": {}, "cohere2": WINDOWED, "ernie4_5": {"head_dim": 16}, "exaone4": WINDOWED,
@@ -35,7 +41,8 @@ CASES = {
     "mixtral": {"num_local_experts": 4}, "nemotron": {"partial_rotary_factor": 0.5}, "olmo": {"clip_qkv": 0.8},
     "olmo2": {}, "olmo3": WINDOWED, "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "phi": {"partial_rotary_factor": 0.5}, "phi3": {"sliding_window": 8, "original_max_position_embeddings": CONTEXT},
-    "qwen2": {"tie_word_embeddings": True}, "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 32, **EXPERTS},
+    "qwen2": {"tie_word_embeddings": True, **LATE_WINDOW},
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 32, **EXPERTS, **LATE_WINDOW},
     "qwen3": {"head_dim": 16}, "qwen3_moe": {"num_experts": 4, "head_dim": 16, **EXPERTS},
     "smollm3": {"no_rope_layers": [1, 0]}, "stablelm": {}, "starcoder2": {},
     "deepseek_v3": {
@@ -65,6 +72,7 @@ def test_an_unknown_family_is_named_with_the_known_ones():
     [
         ({"max_position_embeddings": 64}, 128, "more than the model was made for"),
         ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 32}}, 64, "change with the"),
+        ({"use_bidirectional_attention": True}, 64, "attend to later ones"),
         ({"layer_types": ["conv", "full_attention"]}, 64, "layers of kind conv keep a state"),
     ],
 )
@@ -73,12 +81,30 @@ def test_caches_that_would_be_wrong(config, context, message):
     assert message in said
 
 
+@pytest.mark.parametrize(
+    ("config", "right"),
+    [
+        ({"sliding_window": 8}, False),
+        ({"sliding_window": 4}, True),
+        ({"sliding_window": CONTEXT}, True),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, True),
+        ({"sliding_window": None}, True),
+        ({}, True),
+    ],
+)
+def test_a_window_that_does_not_reach_the_attention(config, right):
+    call = new_call()
+    call.masks = {0: None, 4: None}
+    with nullcontext() if right else pytest.raises(ModelError, match="sliding window of 8 positions does not reach"):
+        check_window(call, SimpleNamespace(**config), CONTEXT)
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("family", CASES)
 def test_an_export_gives_the_familys_own_logits(family, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from engineworks.model.decoder.from_huggingface import export_decoder
+    from engineworks.model.decoder.from_huggingface import write_decoder
 
     torch.manual_seed(0)
     kind = transformers.AutoConfig.for_model(family).__class__
@@ -91,7 +117,9 @@ def test_an_export_gives_the_familys_own_logits(family, tmp_path):
                 weight.copy_(torch.randn_like(weight) * (0.3 if "embed" in name else weight.shape[-1] ** -0.5))
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "out").mkdir()
-    _, face = export_decoder("model", tmp_path, CONTEXT, tmp_path / "out")  # raises where the logits differ
+    given = {"folder": str(tmp_path / "model"), "out": str(tmp_path / "out"), "context": CONTEXT}
+    face = DecoderInterface.from_json(write_decoder(given)["interface"])
+    prove(tmp_path / "out", face, family)  # raises where the logits differ
     assert face.form == "in_place"
     plain = SourceModel(tmp_path / "out" / MODEL_FILE, face)
     fused = fused_model(plain, tmp_path / "fused.onnx")

@@ -423,7 +423,7 @@ from engineworks.tracking.runs import open_tracking
 from engineworks.tracking.connection import Connection
 build = open_tracking(Path(sys.argv[1])).start_build("killed", "key-killed", {}, {"mode": "full"})
 build.record_engine(EngineRecord("killed/fp32/cpu", params={"a": "1"}))
-def hang(*_): print("half-way", flush=True); time.sleep(60)
+def hang(*_, **__): print("half-way", flush=True); time.sleep(60)
 Connection.log = hang
 build.record_engine(EngineRecord("killed/fp16/cpu"))
 """
@@ -484,10 +484,13 @@ def test_what_a_killed_process_left_of_a_fresh_database_does_no_harm(tmp_path: P
     assert not (tmp_path / ".mlflow.db.partial").exists()
 
 
-def test_importing_and_opening_does_not_import_mlflow() -> None:
+def test_recording_a_build_in_a_fresh_file_does_not_import_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from engineworks.tracking.runs import open_tracking\n"
-        "open_tracking(Path('nowhere')).ui_hint()\n"
+        f"tracking = open_tracking(Path({str(tmp_path)!r})); tracking.ui_hint()\n"
+        "with tracking.start_build('r', 'k', {}, {'a': '1'}) as run: run.log(metrics={'m': 1.0}, texts={'t.txt': 't'})\n"
+        "assert tracking.read_text(tracking.find_runs(recipe='r')[0].run_id, 't.txt') == 't'\n"
+        "assert tracking.champions() == [] and tracking.last_night_text('n') is None\n"
         "assert not {'mlflow', 'sqlalchemy', 'alembic'} & set(sys.modules)"
     )
     child = python(code)

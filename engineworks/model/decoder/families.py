@@ -60,6 +60,8 @@ def context_problems(config: Mapping[str, Any], context: int) -> Iterator[tuple[
             "cache cannot follow that",
             f"context: {original} at most",
         )
+    if config.get("use_bidirectional_attention"):
+        yield "its tokens attend to later ones (use_bidirectional_attention), which no cache holds", "use another model"
     others = sorted({t for t in config.get("layer_types") or () if not str(t).endswith("attention")})
     if others:
         yield f"layers of kind {', '.join(others)} keep a state, not keys and values by position", "use another model"

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from engineworks.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +47,8 @@ def register_attention(call: _Call) -> None:
     from transformers.masking_utils import AttentionMaskInterface
 
     def attend(module: Any, q: Any, k: Any, v: Any, _mask: Any, scaling: float | None = None, **given: Any) -> Any:
-        softcap, window = given.get("softcap") or 0.0, given.get("sliding_window") or 0
+        softcap = given.get("softcap") or 0.0
+        window = given.get("sliding_window", getattr(module, "sliding_window", None)) or 0  # Qwen 2 MoE gives none
         sinks = given.get("s_aux")
         sinks = getattr(module, "sinks", None) if sinks is None else sinks
         q = q.reshape(q.shape[0], q.shape[1], -1, q.shape[3])  # heads and size as numbers, for TensorRT-RTX
@@ -57,6 +60,18 @@ def register_attention(call: _Call) -> None:
 
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, lambda *_a, **_k: None)
+
+
+def check_window(call: _Call, config: Any, context: int) -> None:
+    """Raises `ModelError` if the call that was traced last did not limit attention to the config's sliding window: a
+    short proof cannot see that."""
+    window, kinds = getattr(config, "sliding_window", None) or 0, getattr(config, "layer_types", None)
+    used = 0 < window < context and (kinds is None or "sliding_attention" in kinds)
+    if used and window not in call.masks:
+        raise ModelError(
+            f"its sliding window of {window} positions does not reach the attention: the export would read more",
+            hint=f"model.decoder.context: {window} at most",
+        )
 
 
 def _operator(q: Any, k: Any, v: Any, mask: Any, scale: float, softcap: float) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.packages import installed_version
 from engineworks.model.graphs import all_tensors
-from engineworks.model.onnx_files import MODEL_FILE, check_tensors, load_model, model_files, opset_of
+from engineworks.model.onnx_files import MODEL_FILE, check_tensors, external_files, load_model, opset_of
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
 
 def checked_model(source: Path) -> tuple[int, list[str]]:
     """Return the opset of an ONNX file and the names of its external data. Raises `ModelError` as `export_onnx`."""
-    model_files(source)  # refuses external data that is missing or outside of the folder
     model = load_model(source, weights=False)
+    external_files(source, model)  # refuses those that are missing or outside of the folder
     check_tensors(model, source)
     return opset_of(model), _external_names(source, model)
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from engineworks.model.decoder.from_huggingface import export_decoder
-from engineworks.model.decoder.interface import DECODER_FILE, read_interface
-from engineworks.model.export.interface import export_onnx
+import time
+from pathlib import Path
+
+import numpy as np
+
+from engineworks.errors import ExportError, ModelError
+from engineworks.host.child import ChildPool
+from engineworks.model.decoder.families import FAMILIES, check_family, read_config
+from engineworks.model.decoder.from_huggingface import DATA_FILE, EXPECTED_FILE
+from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface, read_interface
+from engineworks.model.export.from_huggingface import find_folder
+from engineworks.model.export.interface import ExportReport, export_onnx, folder_bytes, versions_of
 from engineworks.model.onnx_files import MODEL_FILE, graph_inputs, graph_outputs, load_model
+from engineworks.steps.decoder.export_proof import PROOF_ERROR, export_error
 from engineworks.steps.step_job import StepJob
+
+WRITE = "engineworks.model.decoder.from_huggingface:write_decoder"
 
 
 def run(job: StepJob) -> None:
     decoder = job.params["decoder"]
     if job.params["source"] == "huggingface":
-        report, interface = export_decoder(
-            str(job.path("source")), job.path("folder"), decoder["context"], job.out
-        )  # fmt: skip
+        report, interface = _export_huggingface(job, decoder["context"])
     else:
         report = export_onnx(job.path("source"), job.out)
         model = load_model(job.out / MODEL_FILE, weights=False)
@@ -25,3 +35,41 @@ def run(job: StepJob) -> None:
         job.echo(note)
     job.write_json("export.json", report.to_json())
     job.write_json(DECODER_FILE, interface.to_json())
+
+
+def _export_huggingface(job: StepJob, context: int) -> tuple[ExportReport, DecoderInterface]:
+    """Export in a child, and prove the result here, once the child and its memory are gone.
+
+    Raises `ModelError` for a family that is not known or whose export is not right, `ExportError` where it fails.
+    """
+    started = time.monotonic()
+    folder = find_folder(str(job.path("source")), job.path("folder"))
+    family = FAMILIES[check_family(read_config(folder))]
+    with ChildPool() as pool:
+        written = pool.run(
+            WRITE, {"folder": str(folder), "out": str(job.out), "context": context}, fresh=True, on_line=job.echo,
+            time_limit_s=job.seconds_left(), what=f"the export of {folder.name}", error=ExportError,
+        )  # fmt: skip
+    interface = DecoderInterface.from_json(written["interface"])
+    notes = (f"family {family}", f"logits within {prove(job.out, interface, family):.1e} of the model's own")
+    files = tuple(name for name in (MODEL_FILE, DATA_FILE) if (job.out / name).is_file())
+    report = ExportReport(
+        "torch.onnx (dynamo)", 24, files, folder_bytes(job.out, files), time.monotonic() - started, notes,
+        versions_of("torch", "onnxscript", "transformers", "onnx"),
+    )  # fmt: skip
+    return report, interface
+
+
+def prove(out: Path, interface: DecoderInterface, family: str) -> float:
+    """Return the largest error of the logits of `out`'s model, and delete what they are compared with. Raises
+    `ModelError` if it is too large."""
+    expected = np.load(out / EXPECTED_FILE)
+    (out / EXPECTED_FILE).unlink()
+    error = export_error(out / MODEL_FILE, interface, expected)
+    if not error <= PROOF_ERROR:
+        raise ModelError(
+            f"the export of this {family} model is not right: its logits are off by {error:.2g} "
+            f"of their spread, at most {PROOF_ERROR:g} is allowed",
+            hint="use another model: its family has a part that the export leaves out",
+        )
+    return error

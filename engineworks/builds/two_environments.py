@@ -110,9 +110,9 @@ class _Watches:
     def sample(self) -> Mapping[str, object]:
         reading = dict(self._own.sample())
         for process in self._pair.values() if "own_s" in reading else ():
-            theirs = process.ask({"do": "sample"})["reading"]
+            other = process.ask({"do": "sample"})["reading"]
             for name in ("own_s", "waited_s"):
-                reading[name] = float(str(reading[name])) + float(theirs.get(name, 0.0))
+                reading[name] = float(str(reading[name])) + float(other.get(name, 0.0))
         return reading
 
     def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]:

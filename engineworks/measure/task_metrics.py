@@ -163,9 +163,9 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[tuple[i
         right.append((kept == y[:, np.newaxis]).any(axis=1))
     dead = []
     for label in np.unique(y).tolist():
-        mine = y == label
-        samples, known, ours = int(mine.sum()), int(right[1][mine].sum()), int(right[0][mine].sum())
-        if not ours and known >= max(LEAST_KNOWN, samples / 2):
+        rows = y == label
+        samples, known, found = int(rows.sum()), int(right[1][rows].sum()), int(right[0][rows].sum())
+        if not found and known >= max(LEAST_KNOWN, samples / 2):
             dead.append((int(label), samples, known))
     return dead
 

@@ -87,7 +87,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
     ),
     "lower": StepKind(
-        9, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        10, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
         report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(

@@ -229,8 +229,8 @@ def requirements(versions: Mapping[str, str], *, text: bool = False) -> list[str
     """Return what a host needs to load the engine, as pip requirements: the versions that built it. text: whether it
     generates text, with its tokenizer."""
     names = ("engineworks", "numpy", "cryptography", *(("tokenizers",) if text else ()))
-    ours = {name: installed_version(name) for name in names}
-    pinned: Iterable[tuple[str, str | None]] = [*ours.items(), *versions.items()]
+    installed = {name: installed_version(name) for name in names}
+    pinned: Iterable[tuple[str, str | None]] = [*installed.items(), *versions.items()]
     return [f"{name}=={version}" for name, version in pinned if version]
 
 

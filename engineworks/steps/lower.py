@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -43,14 +44,25 @@ SamplesOf = Callable[[StepJob, "onnx.ModelProto"], Iterator[dict[str, NDArray[An
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-def run(job: StepJob, samples: SamplesOf | None = None) -> None:
+@dataclass(frozen=True)
+class WeightChoices:
+    """How weights are quantized. kept: nodes that are not, by name. blocks: weights that share an int4 scale, the first
+    number that divides a channel; None for the format's own."""
+
+    kept: tuple[str, ...] = ()
+    blocks: tuple[int, ...] | None = None
+
+
+def run(job: StepJob, samples: SamplesOf | None = None, choices: WeightChoices = WeightChoices()) -> None:
     """Lower. samples: makes the feeds on which half precision is verified; default: the recipe's own samples."""
     if job.params["precision"] == AS_IS:
         _as_is(job)
     else:
         _check_source(job)
-        lower = _quantized if job.params.get("quantized") else _float
-        lower(job, samples or _samples)
+        if job.params.get("quantized"):
+            _quantized(job, samples or _samples, choices)
+        else:
+            _float(job, samples or _samples)
     _check(job)
 
 
@@ -100,14 +112,16 @@ def proof_batch(weights: int) -> int:
     return max(LEAST_PROOF_BATCH, PROOF_BATCH * PROOF_BATCH_UP_TO_BYTES // max(weights, PROOF_BATCH_UP_TO_BYTES))
 
 
-def _quantized(job: StepJob, samples: SamplesOf) -> None:
+def _quantized(job: StepJob, samples: SamplesOf, choices: WeightChoices) -> None:
     globs, unquantized = job.params["quantized"], job.params["unquantized"]
     ranges = read_ranges(job) if "ranges" in job.inputs else None
     source = name_nodes(load_model(job.inputs["fold"] / MODEL_FILE))
     single, double = double_to_float(source)
     model = name_nodes(raise_opset_for(single, globs))
     fp32, keep = (_still_there(job.params.get(name, ()), source, model) for name in ("fp32", "keep"))
-    quantized = quantize(model, ranges, globs=globs, keep=keep, fp32=fp32)
+    quantized = quantize(
+        model, ranges, globs=globs, keep=keep, fp32=[*fp32, *choices.kept], blocks=choices.blocks
+    )  # fmt: skip
     kept = {**{k.name: k.reason for k in quantized.kept_nodes}, **double}
     for name in globs:
         if name not in quantized.formats.values():

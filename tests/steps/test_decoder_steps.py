@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
@@ -15,15 +16,19 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.decoder.situations import tolerance
 from engineworks.measure.gates.gates import evaluate_gates
-from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.model.lower.report import Lowering
+from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.recipe import Limits
+from engineworks.steps.decoder.lower import head_of
+from engineworks.steps.decoder.lower import run as lower
 from engineworks.steps.decoder.lowered_reference import _moved
 from engineworks.steps.decoder.made_feeds import prompt_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts, situation_texts
 from engineworks.steps.job import main
+from engineworks.steps.step_job import StepJob
 from engineworks.steps.timed_engine import TimedEngine
 from engineworks.store.store import Store
 
@@ -129,3 +134,35 @@ def test_an_engine_of_two_environments_is_timed_step_by_step(made):
         assert len(times) == 40
         assert min(times) > 0
     assert engine.follow({"do": "close"}) == {}
+
+
+def test_the_head_is_the_product_before_a_cap_or_a_bias() -> None:
+    make = helper.make_node
+    nodes = [
+        make("MatMul", ["x", "up"], ["rows"], name="body"), make("MatMul", ["rows", "table"], ["made"], name="head"),
+        make("Div", ["made", "most"], ["share"]), make("Tanh", ["share"], ["bent"]),
+        make("Mul", ["most", "bent"], ["logits"]),
+    ]  # fmt: skip
+    assert head_of(helper.make_graph(nodes, "g", [], []), "logits") == "head"
+    assert head_of(helper.make_graph([make("Add", ["x", "y"], ["logits"])], "g", [], []), "logits") == ""
+
+
+@pytest.mark.parametrize(("unquantized", "head_kept", "block"), [("fp32", False, 32), ("fp16", True, 64)])
+def test_a_gpu_keeps_the_head_and_a_cpu_has_small_blocks(
+    made,
+    tmp_path,
+    unquantized: str,
+    head_kept: bool,
+    block: int,
+) -> None:
+    inputs = {"fold": made["tiny-decoder/fold"], "evaluation": made["tiny-decoder/prepare-evaluation"]}
+    params = {"precision": "int4_weights", "unquantized": unquantized, "quantized": {"int4_weights": ["worthwhile:*"]}}
+    lower(StepJob("lower", params, inputs, {}, tmp_path, print))
+    model = load_model(tmp_path / MODEL_FILE)
+    blocks = {
+        a.i for n in model.graph.node if n.op_type == "DequantizeLinear" for a in n.attribute if a.name == "block_size"
+    }
+    assert max(blocks) == block
+    kept = Lowering.read(tmp_path).kept
+    head = head_of(load_model(made["tiny-decoder/fold"] / MODEL_FILE, weights=False).graph, "logits")
+    assert (head in kept) == head_kept

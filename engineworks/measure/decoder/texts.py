@@ -130,7 +130,7 @@ def _finite(value: float) -> float | None:
 def parting(engine: Sequence[int], reference: Sequence[int]) -> int | None:
     """Return the index of the first token that differs, None where one continuation is a prefix of the other."""
     pairs = zip(engine, reference, strict=False)
-    return next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    return next((index for index, (token, expected) in enumerate(pairs) if token != expected), None)
 
 
 NEAR_TIE = 6.0

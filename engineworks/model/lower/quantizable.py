@@ -118,8 +118,9 @@ ALL_WORTHWHILE_INT8: Globs = {"int8": (WORTHWHILE,)}
 
 
 def plan_quantization(
-    model: onnx.ModelProto, globs: Globs, keep: Sequence[str], op_types: Sequence[str], fp32: Sequence[str] = ()
-) -> QuantizationPlan:
+    model: onnx.ModelProto, globs: Globs, keep: Sequence[str], op_types: Sequence[str], fp32: Sequence[str] = (),
+    blocks: tuple[int, ...] | None = None,
+) -> QuantizationPlan:  # fmt: skip
     """Plan the format of each node. Formats that quantize activations exclude `keep`, all formats exclude `fp32`.
 
     Raises `PatternError` for a pattern that matches no node, and for a node that two formats name.
@@ -140,6 +141,8 @@ def plan_quantization(
             )
             continue
         try:
+            if chosen.blocks and blocks:
+                chosen = replace(chosen, blocks=blocks)
             nodes[at] = NodePlan(chosen, _operands(sources, node, chosen, worthwhile=pattern == WORTHWHILE))
         except _NotQuantized as reason:
             named = "" if pattern == WORTHWHILE else chosen.name

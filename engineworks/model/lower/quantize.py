@@ -77,18 +77,19 @@ def quantize(
     keep: Sequence[str] = (),
     fp32: Sequence[str] = (),
     op_types: Sequence[str] = QUANTIZABLE,
+    blocks: tuple[int, ...] | None = None,
 ) -> Quantized:
     """Make a new model in which the nodes that `globs` names have quantized operands.
 
     `model` (fp32, sorted, weights in memory) stays unchanged, and is never serialized, because it may be larger than 2
     GB. `ranges` may be None if only weights are quantized. globs: format → nodes. keep, fp32: nodes that stay in high
     precision, for formats with activations and for all. They are names or globs of names, or `op:` and a type such as
-    `op:MatMul`.
+    `op:MatMul`. blocks: instead of those of the formats that have any.
 
     Raises `LoweringError` for an older opset than the formats need (`raise_opset_for`), an entry that matches no node,
     a node that two formats name, an activation without a range, and a weight that is not finite or not loaded.
     """
-    plan = plan_quantization(model, globs, keep, op_types, fp32).without(ranges.empty if ranges else (), model)
+    plan = plan_quantization(model, globs, keep, op_types, fp32, blocks).without(ranges.empty if ranges else (), model)
     _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
     writer = _Writer(model, ranges)
     for at, node in enumerate(model.graph.node):

@@ -67,7 +67,7 @@ def difference_of(lowered: SourceModel, fused: SourceModel, computes: str) -> st
         got = _logits(fused)
     except RunError as error:
         return f"the graph is not fused for ONNX Runtime: {error.message}"
-    worst = max(float(difference(ours, wanted).max()) for ours, wanted in zip(got, expected, strict=True))
+    worst = max(float(difference(logits, wanted).max()) for logits, wanted in zip(got, expected, strict=True))
     if worst <= TOLERANCES[computes]:
         return ""
     return f"the graph is not fused for ONNX Runtime: its logits would differ by {worst:.2g} of their spread"

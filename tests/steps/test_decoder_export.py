@@ -27,7 +27,7 @@ def exported(folder, context):
 @pytest.mark.parametrize("context", [1, 2, 12, 13, 64])
 def test_an_export_that_is_right(context, tmp_path):
     interface, expected = exported(tmp_path, context)
-    np.save(tmp_path / EXPECTED_FILE, expected)
+    expected.tofile(tmp_path / EXPECTED_FILE)
     assert prove(tmp_path, interface, "Llama") < 2e-5
     assert not (tmp_path / EXPECTED_FILE).exists()
 
@@ -36,6 +36,6 @@ def test_an_export_that_is_right(context, tmp_path):
 def test_an_export_that_is_wrong_at_one_position(row, position, tmp_path):
     interface, expected = exported(tmp_path, 64)
     expected[row, position] *= 1.1
-    np.save(tmp_path / EXPECTED_FILE, expected)
+    expected.tofile(tmp_path / EXPECTED_FILE)
     with pytest.raises(ModelError, match="the export of this Llama model is not right"):
         prove(tmp_path, interface, "Llama")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROOF_TOKENS = 20
-EXPECTED_FILE = "expected.npy"
+EXPECTED_FILE = "expected.f32"
 DATA_FILE = MODEL_FILE + ".data"
 
 
@@ -56,7 +56,7 @@ def write_decoder(payload: Mapping[str, Any]) -> dict[str, Any]:
     """
     out, context = Path(payload["out"]), int(payload["context"])
     model = load_decoder(Path(payload["folder"]))
-    np.save(out / EXPECTED_FILE, full_logits(model, proof_tokens(int(model.config.vocab_size), context)))
+    full_logits(model, proof_tokens(int(model.config.vocab_size), context)).tofile(out / EXPECTED_FILE)
     return {"interface": _write(model, context, out).to_json()}
 
 

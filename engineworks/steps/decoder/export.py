@@ -10,7 +10,7 @@ import numpy as np
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.child import ChildPool
 from engineworks.model.decoder.families import FAMILIES, check_family, read_config
-from engineworks.model.decoder.from_huggingface import DATA_FILE, EXPECTED_FILE
+from engineworks.model.decoder.from_huggingface import DATA_FILE, EXPECTED_FILE, proof_tokens
 from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface, read_interface
 from engineworks.model.export.from_huggingface import find_folder
 from engineworks.model.export.interface import ExportReport, export_onnx, folder_bytes, versions_of
@@ -63,7 +63,8 @@ def _export_huggingface(job: StepJob, context: int) -> tuple[ExportReport, Decod
 def prove(out: Path, interface: DecoderInterface, family: str) -> float:
     """Return the largest error of the logits of `out`'s model, and delete what they are compared with. Raises
     `ModelError` if it is too large."""
-    expected = np.load(out / EXPECTED_FILE)
+    tokens = proof_tokens(interface.vocabulary, interface.context)
+    expected = np.fromfile(out / EXPECTED_FILE, np.float32).reshape(*tokens.shape, interface.vocabulary)
     (out / EXPECTED_FILE).unlink()
     error = export_error(out / MODEL_FILE, interface, expected)
     if not error <= PROOF_ERROR:

@@ -92,10 +92,11 @@ def quantized(folded: Path, out: Path) -> Path:
     """Write the folded model with int4 weights, as the `lower` step does."""
     from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
     from engineworks.model.onnx_files import load_model, save_model
+    from engineworks.steps.decoder.lower import CPU_BLOCKS
 
     globs = {"int4_weights": ("worthwhile:*",)}
     model = name_nodes(raise_opset_for(name_nodes(load_model(folded)), globs))
-    save_model(quantize(model, None, globs=globs).model, out)
+    save_model(quantize(model, None, globs=globs, blocks=CPU_BLOCKS).model, out)
     return out
 
 

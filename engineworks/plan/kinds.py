@@ -93,7 +93,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "lowered_reference": StepKind(
         3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
-    "build": StepKind(5, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
+    "build": StepKind(6, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
         optimizer="target",
 ),
     "compare": StepKind(

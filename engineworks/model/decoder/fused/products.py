@@ -1,6 +1,5 @@
-"""Products of the same tensor with several quantized weights → one product, so that its kernel has more to do at once.
-
-In fp32 the wide product is slower: SmolLM2-135M's step took 68 ms with it and 62 ms without (AMD EPYC, 2 cores)."""
+"""Products of the same tensor with several weights → one product, so that its kernel has more to do at once: a token of
+SmolLM2-135M in fp32 takes 75 ms instead of 80 (processor time, median of 12 alternating rounds on an AMD EPYC)."""
 
 from __future__ import annotations
 
@@ -42,24 +41,23 @@ class _Projection:
 
 def joined_product(graph: DecoderGraph, names: Sequence[str], name: str, made: list[onnx.NodeProto]) -> bool:
     """Append nodes that make `name`: the tensors `names` next to each other on their last axis. False where they are
-    not products of one tensor with quantized weights of one kind; then nothing is appended."""
+    not products of one tensor with weights of one kind; then nothing is appended."""
     from onnx import helper
 
     found = [_projection(graph, given) for given in names]
     parts = [projection for projection in found if projection is not None]
-    if len(parts) < len(found) or any(part.dequantize is None for part in parts):
-        return False
-    if len({_kind(graph, part) for part in parts}) > 1:
+    if len(parts) < len(found) or len({_kind(graph, part) for part in parts}) > 1:
         return False
     first = parts[0]
-    assert first.dequantize is not None
     tensors = [
         _join(graph, [p.tensors[i] for p in parts], f"{name}_weight_{i}") for i in range(len(first.tensors))
     ]  # fmt: skip
-    weight = f"{name}_weight"
-    node = helper.make_node("DequantizeLinear", tensors, [weight], name=weight)
-    node.attribute.extend(first.dequantize.attribute)
-    made.append(node)
+    weight = tensors[0]
+    if first.dequantize is not None:
+        weight = f"{name}_weight"
+        node = helper.make_node("DequantizeLinear", tensors, [weight], name=weight)
+        node.attribute.extend(first.dequantize.attribute)
+        made.append(node)
     product = f"{name}_product" if first.bias else name
     made.append(helper.make_node("MatMul", [first.x, weight], [product], name=product))
     if first.bias:

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.tracking import sqlite
+
+settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any host")  # no test depends on how fast the host is
 
 RECIPE = """\
 recipe: tiny

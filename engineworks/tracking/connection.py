@@ -19,7 +19,7 @@ from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery, quoted
 from engineworks.tracking.reader import ModelRecord, VersionRecord
 from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
-from engineworks.tracking.sqlite_writer import SqliteWriter, within, write_artifacts
+from engineworks.tracking.sqlite_writer import within
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,8 +44,6 @@ class Connection:
     """An SQLite file and its inode when it was opened: SQLite goes on writing to a deleted file."""
     at: float | None = None
     """Time of what is written, in seconds since the epoch; None: now. Set while waiting records are sent."""
-    file: SqliteWriter | None = None
-    """Reads and writes runs in MLflow's own file, where its schema is known; MLflow's client takes much longer."""
 
     @property
     def client(self) -> MlflowClient:
@@ -72,11 +70,10 @@ class Connection:
         whose = {"mlflow.user": user_name(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
         started_ms = round((self.now() if started_at is None else started_at) * 1000)
         with refusals(f"run {name} cannot be created"):
-            if self.file is not None:
-                return self.file.create_run(name, whose | dict(tags), started_ms)
-            run = self.client.create_run(
-                self.experiment_id, start_time=started_ms, tags=whose | dict(tags), run_name=name
-            )
+            return self._create(name, whose | dict(tags), started_ms)
+
+    def _create(self, name: str, tags: Mapping[str, str], started_ms: int) -> str:
+        run = self.client.create_run(self.experiment_id, start_time=started_ms, tags=dict(tags), run_name=name)
         return str(run.info.run_id)
 
     def log(
@@ -88,14 +85,11 @@ class Connection:
 
         A rename publishes each file, so that readers see a complete file or none, also where an older one is read-only.
         """
+        from mlflow.entities import Metric, Param, RunTag
+
         now = round(self.now() * 1000)
         with refusals(f"run {run_id} cannot be written"):
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
-            if self.file is not None:
-                self.file.log(run_id, batch, now, end and (end[0], self._end_ms(end[1])))
-                return
-            from mlflow.entities import Metric, Param, RunTag
-
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(name, value, now, step) for name, step, value in batch.points()],
@@ -123,10 +117,6 @@ class Connection:
     def _log_artifacts(self, run_id: str, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
         if not texts and not files:
             return
-        folder_here = self.file.artifacts(run_id) if self.file is not None else None
-        if folder_here is not None:
-            write_artifacts(folder_here, texts, files)
-            return
         with tempfile.TemporaryDirectory(prefix="engineworks-") as folder:
             for path, file in files.items():
                 link = within(Path(folder, "files"), path)
@@ -141,10 +131,7 @@ class Connection:
         """End the run. started_at: seconds since the epoch; the end is never earlier, even if the clock was set
         back."""
         with refusals(f"run {run_id} cannot be ended"):
-            if self.file is not None:
-                self.file.end_run(run_id, status, self._end_ms(started_at))
-            else:
-                self.client.set_terminated(run_id, status, self._end_ms(started_at))
+            self.client.set_terminated(run_id, status, self._end_ms(started_at))
 
     def _end_ms(self, started_at: float) -> int:
         return round(max(self.now(), started_at) * 1000)
@@ -154,30 +141,20 @@ class Connection:
         return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
-        if self.file is not None:
-            return self.file.get_run(run_id)
         with refusals(f"run {run_id} cannot be read"):
             return _summary(self.client.get_run(run_id))
 
     def experiment_tags(self) -> dict[str, str]:
-        if self.file is not None:
-            return self.file.experiment_tags()
         with refusals("the experiment cannot be read"):
             return dict(self.client.get_experiment(self.experiment_id).tags)
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
         with refusals("the experiment cannot be written"):
-            if self.file is not None:
-                self.file.tag_experiment(tags)
-                return
             for name, value in tags.items():
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
     def search(self, query: RunQuery, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Yield runs that are not deleted, newest first; `everywhere` searches all experiments."""
-        if self.file is not None:
-            yield from self.file.search(query, limit=limit, everywhere=everywhere)
-            return
         with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
             token: str | None = None
@@ -197,9 +174,6 @@ class Connection:
 
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
         """Whether the run's artifacts include all these paths with these sizes in bytes."""
-        folder_here = self.file.artifacts(run_id) if self.file is not None else None
-        if folder_here is not None:
-            return all(_size_of(folder_here / path) == size for path, size in sizes.items())
         listed: dict[str, int | None] = {}
         with refusals(f"artifacts of run {run_id} cannot be listed"):
             for folder in sorted({_folder_of(path) for path in sizes}):
@@ -218,8 +192,6 @@ class Connection:
         return any(f.is_dir and f.path == folder for f in above)
 
     def read_text(self, run_id: str, path: str) -> str:
-        if self.file is not None and self.file.artifacts(run_id) is not None:
-            return self.file.read_text(run_id, path)
         with (
             refusals(f"artifact {path} of run {run_id} cannot be read"),
             tempfile.TemporaryDirectory(prefix="engineworks-") as folder,
@@ -231,22 +203,16 @@ class Connection:
             return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
     def find_model(self, name: str) -> ModelRecord | None:
-        if self.file is not None:
-            return self.file.find_model(name)
         with refusals(f"registered model '{name}' cannot be read"), _or_none() as found:
             found.append(self.client.get_registered_model(name))
         return _model(found[0]) if found else None
 
     def find_version(self, model: str, version: str) -> VersionRecord | None:
-        if self.file is not None:
-            return self.file.find_version(model, version)
         with refusals(f"version {version} of '{model}' cannot be read"), _or_none() as found:
             found.append(self.client.get_model_version(model, version))
         return _version(found[0]) if found else None
 
     def find_models(self, recipe: str | None) -> list[ModelRecord]:
-        if self.file is not None:
-            return self.file.find_models(recipe)
         query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
         with refusals("registered models cannot be searched"):
             found = self.client.search_registered_models(query, max_results=PAGE)
@@ -335,14 +301,6 @@ def _model(model: RegisteredModel) -> ModelRecord:
 def _version(version: ModelVersion) -> VersionRecord:
     created = (version.creation_timestamp or 0) / 1000
     return VersionRecord(version.name, str(version.version), dict(version.tags), version.run_id or "", created)
-
-
-def _size_of(file: Path) -> int | None:
-    """Return its bytes, None where there is no such file."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
 
 
 def _summary(run: Run) -> RunSummary:

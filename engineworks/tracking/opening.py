@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from engineworks.errors import TrackingError
 from engineworks.host.lock import locked
 from engineworks.tracking.connection import Connection, reason_of, refusals
+from engineworks.tracking.file_connection import FileConnection
 from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
 from engineworks.tracking.records import RECORD_ID
@@ -72,7 +73,7 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
             writer = open_writer(database, experiment, root, tags)
             opened = (database, database.stat().st_ino)
         if writer is not None:
-            return Connection(open_client, writer.experiment_id, uri, opened, file=writer)
+            return FileConnection(open_client, writer.experiment_id, uri, opened, file=writer)
     with refusals(f"MLflow's store {shown} cannot be opened", *database_errors(uri)):
         if database is None:
             probe(uri)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(artifacts: Path) -> Connection:
     """A store with builds and engines, deleted ones among them, and a registry with champions lost in every way."""
-    link = replace(connect(artifacts, f"sqlite:///{artifacts / DATABASE_FILE}", EXPERIMENT), file=None)
+    opened = connect(artifacts, f"sqlite:///{artifacts / DATABASE_FILE}", EXPERIMENT)
+    link = Connection(opened.open_client, opened.experiment_id, opened.uri, opened.database)
     for number in range(3):
         build = link.create_run("r", {KIND: "build", RECIPE: "r"}, started_at=100.0 + number // 2)  # two at once
         for precision in ("fp32", "int8"):

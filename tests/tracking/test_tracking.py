@@ -421,10 +421,11 @@ from pathlib import Path
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking
 from engineworks.tracking.connection import Connection
+from engineworks.tracking.file_connection import FileConnection
 build = open_tracking(Path(sys.argv[1])).start_build("killed", "key-killed", {}, {"mode": "full"})
 build.record_engine(EngineRecord("killed/fp32/cpu", params={"a": "1"}))
 def hang(*_, **__): print("half-way", flush=True); time.sleep(60)
-Connection.log = hang
+Connection.log = FileConnection.log = hang
 build.record_engine(EngineRecord("killed/fp16/cpu"))
 """
 

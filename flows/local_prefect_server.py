@@ -23,8 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +38,10 @@ IDLE_LIMIT_S = 60.0
 POLL_S = 0.02
 SCHEMA_FILE = Path(__file__).with_name("local_prefect_schema.sql")
 _HEADER = "-- Prefect {version}, revision {revision}: what its migrations make of an empty SQLite file."
+
+
+ROUTES = ("flow_runs", "flows", "artifacts", "logs", "task_runs", "events", "csrf_token", "admin", "root")
+"""Modules of `prefect.server.api` whose routes our flows use."""
 
 
 class Schema(NamedTuple):
@@ -164,6 +168,43 @@ def _batches(items: list[str], size: int) -> Iterator[list[str]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
+def create_app() -> ASGIApp:
+    """Create Prefect's API with the routes and the one service that our flows use.
+
+    Prefect's own `create_app` also builds 300 routes and its pages, and polls a task queue in memory for services that
+    serve deployments: together as much processor time as the import of the routes.
+    """
+    import sqlalchemy.exc
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from prefect.logging.configuration import setup_logging
+    from prefect.server import api
+    from prefect.server.api import server
+    from prefect.server.database import provide_database_interface
+    from prefect.server.exceptions import ObjectNotFoundError
+    from prefect.server.services.task_run_recorder import TaskRunRecorder
+    from prefect.settings import get_current_settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if get_current_settings().server.database.migrate_on_start:
+            await provide_database_interface().create_db()
+        async with TaskRunRecorder.running():
+            yield
+
+    handlers = {
+        Exception: server.custom_internal_exception_handler,
+        RequestValidationError: server.validation_exception_handler,
+        sqlalchemy.exc.IntegrityError: server.integrity_exception_handler,
+        ObjectNotFoundError: server.prefect_object_not_found_exception_handler,
+    }
+    setup_logging()
+    server.API_ROUTERS = tuple(getattr(api, name).router for name in ROUTES)
+    app = FastAPI(lifespan=lifespan)
+    app.mount("/api", server.create_api_app(fast_api_app_kwargs={"exception_handlers": handlers}))
+    return app
+
+
 async def warm_up(app: ASGIApp) -> None:
     """Do the work that FastAPI and SQLAlchemy defer to the first request, 0.3 s, while the build still imports."""
     import httpx
@@ -214,9 +255,8 @@ def prepare_database(database: Path) -> None:
 async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
     """Serve until `wait_for_end`, then until everything is in the database; False if something is missing there."""
     import uvicorn
-    from prefect.server.api.server import create_app
 
-    app = Inbox(create_app(ephemeral=True), home / "prefect.db")
+    app = Inbox(create_app(), home / "prefect.db")
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -27,6 +27,7 @@ from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import named_shape
 from engineworks.steps.blame.values import WORST, row_error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
+from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +52,7 @@ FIXED: Mapping[str, Sequence[int]] = {}
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """What a build of a part gave. errors: by output, empty after a crash. crash: its message, '' without one.
 
     ran: False where this host can only build.
@@ -60,9 +61,6 @@ class Answer:
     errors: Mapping[str, float] = field(default_factory=dict)
     crash: str = ""
     ran: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        return {"errors": dict(self.errors), "crash": self.crash, "ran": self.ran}
 
 
 class Prober(Protocol):

@@ -24,16 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
-else:
-    np = LazyModule("numpy")
 Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
 Origin = Literal["evaluation", "seeded"]

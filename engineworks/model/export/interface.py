@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ExportError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.host.packages import installed_version
 from engineworks.model.graphs import all_tensors
 from engineworks.model.onnx_files import MODEL_FILE, check_tensors, external_files, load_model, opset_of
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 from engineworks.typed_json import Record
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
             unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
     if unknown:
         raise ModelError(
-            f"{where}: unsupported operator {shortened(unknown)}",
-            hint="export the model with standard ONNX operators",
+            f"{where}: unsupported operator {shortened(unknown)}", hint="export the model with standard ONNX operators"
         )
 
 

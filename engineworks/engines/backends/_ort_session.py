@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from engineworks.engines.backends._feeds import Array, checked_feeds, shapes_of
+from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.tensors import TensorSpec
 

@@ -8,7 +8,8 @@ from typing import Any
 from engineworks.engines.backends._feeds import checked_feeds
 from engineworks.engines.backends._ort_session import OrtSession
 from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.peers._peer_session import Array, PeerSession, time_each
+from engineworks.engines.peers._peer_session import PeerSession, time_each
+from engineworks.host.lazy import Array
 
 DEVICE, DEVICE_ID = "cuda", 0
 

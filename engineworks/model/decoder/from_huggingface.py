@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import NDArray, onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
 from engineworks.model.export.from_huggingface import PACKAGES
 from engineworks.model.export.interface import require_packages
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PROOF_TOKENS = 20
 EXPECTED_FILE = "expected.f32"

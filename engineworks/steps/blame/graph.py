@@ -12,14 +12,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model
 from engineworks.model.tensor_storage import tensor_values
 
-Array = NDArray[np.generic]
 Values = Mapping[str, Array]
 Nodes = frozenset[int]
 

@@ -15,19 +15,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.onnx_files import save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph, Nodes, Values, label, read_graph
 from engineworks.steps.blame.probe import SCRATCH
 from engineworks.steps.blame.values import WORST, error_of
-
-Array = NDArray[np.generic]
 
 FALLEN = 1 / 3
 """An error that falls to this part of itself is explained."""

@@ -141,8 +141,6 @@ def _has_experts(config: Any) -> bool:
 
 def spell_out_reshapes(model: onnx.ModelProto) -> None:
     """Write a Reshape's -1 as a number where value_info has one: TensorRT-RTX cannot always tell."""
-    from onnx import helper, numpy_helper
-
     graph = model.graph
     shapes = {
         v.name: [d.dim_value if d.HasField("dim_value") else -1 for d in v.type.tensor_type.shape.dim]
@@ -159,14 +157,14 @@ def spell_out_reshapes(model: onnx.ModelProto) -> None:
             continue
         parts = list(concat.input)
         for axis, part in enumerate(parts):
-            free = part in held and numpy_helper.to_array(held[part]).tolist() == [-1]
+            free = part in held and onnx.numpy_helper.to_array(held[part]).tolist() == [-1]
             if free and shape[axis] >= 0:
                 name = f"{node.output[0]}_length_{axis}"
-                graph.initializer.append(numpy_helper.from_array(np.array([shape[axis]], np.int64), name))
+                graph.initializer.append(onnx.numpy_helper.from_array(np.array([shape[axis]], np.int64), name))
                 parts[axis] = name
         if parts != list(concat.input):
             node.input[1] = f"{node.output[0]}_shape"
-            made.append(helper.make_node("Concat", parts, [node.input[1]], axis=0))
+            made.append(onnx.helper.make_node("Concat", parts, [node.input[1]], axis=0))
         made.append(node)
     del graph.node[:]
     graph.node.extend(made)

@@ -56,6 +56,9 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return converted
 
 
+STANDARD = "export the model with standard ONNX operators"
+
+
 def check_operators(model: onnx.ModelProto, where: str) -> None:
     """Raises `ModelError` naming the nodes whose operator neither ONNX, ONNX Runtime nor the model itself defines."""
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
@@ -74,7 +77,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
     if unknown:
         raise ModelError(
             f"{where}: unsupported operator {shortened(unknown)}",
-            hint="export the model with standard ONNX operators",
+            hint=STANDARD,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.numbers import Length
@@ -21,7 +21,17 @@ def _sum(value: str) -> str:
     return value
 
 
-Sum = Annotated[str, StringConstraints(max_length=200), AfterValidator(_sum)]
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Sum = Annotated[
+    str,
+    BeforeValidator(_number_as_text),
+    StringConstraints(max_length=200),
+    AfterValidator(_sum),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 200}, {"type": "integer", "minimum": 0}]}),
+]
 
 
 class Decoder(Part):
@@ -37,8 +47,8 @@ class Decoder(Part):
     )
     ties: dict[DimName, Sum] = Field(
         default_factory=dict,
-        description="of an ONNX file whose cache grows: a dimension of its mask or its cache outputs, and the sum that "
-        "it is, e.g. total: past + sequence",
+        description="of an ONNX file: a dimension of its mask or of a growing cache, and the sum that it is, e.g. "
+        "total: past + sequence; or a length of the cache that the file leaves open, e.g. head_size: 64",
     )
 
     @property

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from engineworks.errors import ModelError
 from engineworks.model.decoder.ties import WHOLE, Term, read_ties, total_of
 from engineworks.tensors import Dim, TensorSpec
+from engineworks.typed_json import Record
 
 DECODER_FILE = "decoder.json"
 
@@ -25,7 +26,7 @@ Form = Literal["in_place", "growing"]
 
 
 @dataclass(frozen=True)
-class CacheTensor:
+class CacheTensor(Record):
     """One tensor of the cache.
 
     shape: lengths and names of dimensions. batch, length: the axes that count sequences and positions.
@@ -43,16 +44,9 @@ class CacheTensor:
         given = {self.batch: batch, self.length: length}
         return tuple(given.get(axis, int(d) if isinstance(d, int) else 1) for axis, d in enumerate(self.shape))
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> CacheTensor:
-        return cls(**{**value, "shape": tuple(value["shape"])})
-
 
 @dataclass(frozen=True)
-class DecoderInterface:
+class DecoderInterface(Record):
     """A decoder's tensors.
 
     context: positions of the cache. mask: input of ones [batch, past + sequence], unless mask_terms say otherwise;
@@ -105,17 +99,6 @@ class DecoderInterface:
                 size *= length
             total += size
         return total
-
-    def to_json(self) -> dict[str, Any]:
-        made = {**vars(self), "caches": [c.to_json() for c in self.caches], "notes": list(self.notes)}
-        return made | {"mask_terms": list(self.mask_terms), "ties": {n: list(t) for n, t in self.ties.items()}}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> DecoderInterface:
-        caches = tuple(CacheTensor.from_json(c) for c in value["caches"])
-        ties = {name: tuple(terms) for name, terms in value.get("ties", {}).items()}
-        tied = {"mask_terms": tuple(value.get("mask_terms", WHOLE)), "ties": ties}
-        return cls(**{**value, "caches": caches, "notes": tuple(value["notes"]), **tied})
 
 
 _PAST = (

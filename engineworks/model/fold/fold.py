@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.equivalence import (
     Expected,
     check_same_twice,
@@ -40,7 +41,6 @@ from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[np.generic]]
@@ -181,8 +181,6 @@ def _attempt(
     strategy: Strategy, prepared: Prepared, original: _Original, path: Path
 ) -> tuple[onnx.ModelProto, dict[str, float]]:
     """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
-    import onnx
-
     copy = deepcopy(prepared.model)
     try:
         folded = strategy.fold(copy, path.parent)

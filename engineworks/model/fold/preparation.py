@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.dims import Symbols, apply_inputs, forget_inner_shapes
 from engineworks.model.fold.names import name_nodes, name_tensors
 from engineworks.model.fold.shapes import infer_shapes
@@ -21,9 +21,6 @@ from engineworks.model.graphs import sort_nodes
 from engineworks.model.onnx_files import ir_version_for, known_dim
 from engineworks.model.opset import inline_functions, raise_opset, tidy_domains
 from engineworks.tensors import Dim, TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 _KEPT_FIELDS = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from engineworks.recipe.numbers import Length
+from engineworks.recipe.numbers import LARGEST_LENGTH, Length
 from engineworks.recipe.part import DimName, Part
 from engineworks.recipe.two_forms import as_numbers, numbers_schema
 
@@ -22,7 +22,7 @@ def _sum(value: str) -> str:
 
 
 def _number_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return str(value) if type(value) is int and 0 < value <= LARGEST_LENGTH else value
 
 
 Sum = Annotated[
@@ -30,7 +30,9 @@ Sum = Annotated[
     BeforeValidator(_number_as_text),
     StringConstraints(max_length=200),
     AfterValidator(_sum),
-    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 200}, {"type": "integer", "minimum": 0}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "maxLength": 200}, {"type": "integer", "minimum": 1, "maximum": LARGEST_LENGTH}]}
+    ),
 ]
 
 

@@ -12,13 +12,7 @@ from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.engines.sidecar import Sidecar
-from engineworks.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_GATE_FAILED,
-    EXIT_INCONCLUSIVE,
-    EXIT_PASSED,
-    EXIT_STEP_FAILED,
-)
+from engineworks.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates, with_checks

@@ -69,10 +69,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
         if reason:
             unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
     if unknown:
-        raise ModelError(
-            f"{where}: unsupported operator {shortened(unknown)}",
-            hint=STANDARD,
-        )
+        raise ModelError(f"{where}: unsupported operator {shortened(unknown)}", hint=STANDARD)
 
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:

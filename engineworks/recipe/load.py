@@ -17,14 +17,7 @@ from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading
 from engineworks.recipe.checks import check_recipe
-from engineworks.recipe.decoder import (
-    at_context,
-    contexts_of,
-    drop_own_keys,
-    is_decoder,
-    spell_out,
-    target_name,
-)
+from engineworks.recipe.decoder import at_context, contexts_of, drop_own_keys, is_decoder, spell_out, target_name
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.findings import Finding, at_value
 from engineworks.recipe.recipe import Recipe

@@ -90,11 +90,7 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
         _copy(source.parent / name, out / name)
     files = (MODEL_FILE, *names)
     return ExportReport(
-        exporter="copy",
-        opset=opset,
-        files=files,
-        bytes=folder_bytes(out, files),
-        seconds=time.monotonic() - started,
+        exporter="copy", opset=opset, files=files, bytes=folder_bytes(out, files), seconds=time.monotonic() - started
     )
 
 

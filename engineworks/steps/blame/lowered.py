@@ -259,12 +259,7 @@ def _between(graph: Graph, name: str, shared: Collection[str]) -> Nodes:
 
 
 def _with_fp32(
-    folded: Graph,
-    lowered: Graph,
-    tensors: Sequence[str],
-    wanted: Values,
-    values: Values,
-    shared: Collection[str],
+    folded: Graph, lowered: Graph, tensors: Sequence[str], wanted: Values, values: Values, shared: Collection[str]
 ) -> onnx.ModelProto:
     """The lowered model, with these tensors computed from the shared ones before them as the fp32 model does."""
     model = onnx.ModelProto()

@@ -23,14 +23,7 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import subgraphs
-from engineworks.model.lower.half.graph import (
-    FLOAT,
-    HalfFormat,
-    TypedGraph,
-    infer_types,
-    shown_model,
-    split_model,
-)
+from engineworks.model.lower.half.graph import FLOAT, HalfFormat, TypedGraph, infer_types, shown_model, split_model
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rewrite import rename_reads
 from engineworks.model.lower.half.run import Arrays, Bench, run

@@ -26,6 +26,7 @@ from engineworks.tracking.champion_list import Standing
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.runs import Tracking
+from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ EXAMPLE_ROWS = 2
 
 
 @dataclass(frozen=True)
-class EngineRelease:
+class EngineRelease(Record):
     """The result for one engine. version: its own in the registry, None where it did not pass; before: version of the
     champion that it was compared with."""
 
@@ -48,9 +49,6 @@ class EngineRelease:
     before: int | None
     uri: str
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

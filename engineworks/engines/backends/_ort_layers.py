@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
+from engineworks.host.lazy import ort
 from engineworks.model.onnx_files import load_model
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 
@@ -26,8 +27,6 @@ WARM_UP = 3
 
 def profile_nodes(engine: Path, options: Any, feeds: Mapping[str, NDArray[np.generic]], runs: int) -> list[TimedLayer]:
     """Run the engine `runs` times under the profiler. options: of the session, at the level of a usual load."""
-    import onnxruntime as ort
-
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
         options.optimized_model_filepath = f"{folder}/final.onnx"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
+from engineworks.host.lazy import np
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
@@ -48,8 +48,6 @@ class EngineTensor:
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype for a dtype name of this project; int4 is uint8 with two values in each."""
-    import numpy as np
-
     if name in ("bfloat16", "float8e4m3fn"):
         import ml_dtypes
 

@@ -26,13 +26,7 @@ from engineworks.model.calibrate.reduction_graph import (
     append_reductions,
     derivations,
 )
-from engineworks.model.calibrate.runtime import (
-    CPU_PROVIDER,
-    check_names,
-    check_tensors,
-    open_session,
-    write_part,
-)
+from engineworks.model.calibrate.runtime import CPU_PROVIDER, check_names, check_tensors, open_session, write_part
 from engineworks.model.calibrate.segments import inferred_tensors, plan_segments
 from engineworks.model.calibrate.values import HostValues, ReducedValues, Same
 from engineworks.model.onnx_files import graph_inputs, load_model, opset_of

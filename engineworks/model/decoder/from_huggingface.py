@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engineworks.errors import ExportError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
 from engineworks.model.export.from_huggingface import PACKAGES
 from engineworks.model.export.interface import require_packages
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
 
 if TYPE_CHECKING:
-    import onnx
     from numpy.typing import NDArray
 
 PROOF_TOKENS = 20
@@ -129,8 +129,6 @@ def _traced(model: Any, call: Any, tensors: Sequence[CacheTensor], context: int)
 
 def _finish(path: Path) -> None:
     """Rewrite the graph for the engines' parsers; weights in a file of their own stay there."""
-    import onnx
-
     made = onnx.load(str(path), load_external_data=False)
     made.ir_version = 11  # the first with opset 24's types
     for node in made.graph.node:

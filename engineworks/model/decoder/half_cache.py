@@ -6,13 +6,9 @@ the TensorScatter between them become float16, and those casts go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.lower.half.graph import infer_types, split_model
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def halve_cache(model: onnx.ModelProto, interface: DecoderInterface) -> None:

@@ -8,14 +8,11 @@ may tip.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.graph import infer_types, split_model
 from engineworks.model.onnx_files import load_model, opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
 

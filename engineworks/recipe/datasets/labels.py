@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError, did_you_mean
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
-else:
-    np = LazyModule("numpy")
 
 
 def label_numbers(folder: Path | None) -> dict[str, int]:

@@ -4,17 +4,14 @@ that are used and writes new keys and values in place."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph, attribute
 from engineworks.model.decoder.fused.products import joined_product
 from engineworks.model.decoder.fused.rotary import rotation_of, tables
 from engineworks.model.decoder.interface import CacheTensor
-
-if TYPE_CHECKING:
-    import onnx
 
 _HEADS_FIRST = [0, 2, 1, 3]
 _LENGTHS, _LONGEST, _ROWS = "gqa_last_positions", "gqa_longest", "gqa_rows"

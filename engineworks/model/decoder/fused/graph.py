@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.lower.half.graph import shown_model, split_model
 from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.model.tensor_storage import tensor_values
-
-if TYPE_CHECKING:
-    import onnx
 
 CONTRIB = "com.microsoft"
 
@@ -94,7 +92,6 @@ class DecoderGraph:
     def at_positions(self, name: str, at: Sequence[int], count: int) -> NDArray[Any] | None:
         """Return the tensor's values if rows begin at positions `at` and have `count` tokens each; None where it
         follows from anything else, such as the tokens."""
-        import onnxruntime as ort
         from onnx import ModelProto
 
         nodes = self._positional(name)
@@ -148,8 +145,6 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """Return the dimensions of each tensor whose rank can be inferred, None for one that is not a number."""
-    import onnx
-
     shown = shown_model(*split_model(model))
     typed = onnx.shape_inference.infer_shapes(shown, strict_mode=False, data_prop=True)
     return {

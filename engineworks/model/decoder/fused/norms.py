@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph, attribute
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def fuse_norms(graph: DecoderGraph) -> int:

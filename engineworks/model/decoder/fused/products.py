@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.fused.graph import DecoderGraph, attribute
-
-if TYPE_CHECKING:
-    import onnx
 
 _INT4 = 22
 """onnx.TensorProto.INT4"""

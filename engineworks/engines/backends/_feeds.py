@@ -63,9 +63,15 @@ def _narrowed(name: str, array: Array, dtype: str) -> Array:
     return narrow
 
 
+SHOWN_INPUTS = 6
+"""A decoder's cache has one input for each layer, and more."""
+
+
 def shapes_of(feeds: Mapping[str, Array]) -> str:
-    """Return names and shapes for messages: 'x [2, 3], mask [2]'."""
-    return ", ".join(f"{name} {list(a.shape)}" for name, a in feeds.items())
+    """Return names and shapes for messages: 'x [2, 3], mask [2]', of the first few inputs."""
+    shown = [f"{name} {list(a.shape)}" for name, a in feeds.items()]
+    more = [f"and {len(shown) - SHOWN_INPUTS} more"] if len(shown) > SHOWN_INPUTS else []
+    return ", ".join(shown[:SHOWN_INPUTS] + more)
 
 
 def _check(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:

@@ -267,7 +267,8 @@ class Lane:
     def _capture(self) -> str | None:
         """Return why the run cannot be captured, None if it can. A run before it triggers the vendor's setup per
         shape."""
-        state = (self._label, self._profile, tuple(b.generation for b in self._device.values()))
+        shapes = {name: array.shape for name, array in self._given.items()}
+        state = (shapes, self._profile, tuple(b.generation for b in self._device.values()))
         if self._graph is not None and self._graph[0] == state:
             return None
         self._drop_graph()

@@ -50,6 +50,9 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return converted
 
 
+STANDARD = "export the model with standard ONNX operators"
+
+
 def check_operators(model: onnx.ModelProto, where: str) -> None:
     """Raises `ModelError` naming the nodes whose operator neither ONNX, ONNX Runtime nor the model itself defines."""
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
@@ -66,9 +69,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
         if reason:
             unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
     if unknown:
-        raise ModelError(
-            f"{where}: unsupported operator {shortened(unknown)}", hint="export the model with standard ONNX operators"
-        )
+        raise ModelError(f"{where}: unsupported operator {shortened(unknown)}", hint=STANDARD)
 
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:

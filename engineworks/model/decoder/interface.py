@@ -69,6 +69,23 @@ class DecoderInterface(Record):
     mask_terms: tuple[Term, ...] = WHOLE
     ties: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
 
+    @property
+    def open_dims(self) -> Mapping[str, str]:
+        """Names of the caches' dimensions that are neither batch nor positions and have no length, each with a cache
+        that has it."""
+        return {
+            d: c.input
+            for c in reversed(self.caches)
+            for axis, d in enumerate(c.shape)
+            if isinstance(d, str) and axis not in (c.batch, c.length)
+        }
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> DecoderInterface:
+        """Return the interface with these lengths of its open dimensions; other names are ignored."""
+        known = {name: length for name, length in lengths.items() if name in self.open_dims}
+        caches = tuple(replace(c, shape=tuple(known.get(str(d), d) for d in c.shape)) for c in self.caches)
+        return replace(self, caches=caches)
+
     def mask_length(self, past: int, sequence: int) -> int:
         return total_of(self.mask_terms, past, sequence)
 
@@ -153,7 +170,10 @@ def read_interface(
         others[role].name if role in others else "" for role in ("positions", "mask", "position_ids")
     )
     face = DecoderInterface(form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids)
-    return _tied(face, ties, ids, by_input, by_output) if ties else face
+    lengths = {name: int(text) for name, text in ties.items() if name in face.open_dims and text.strip().isdecimal()}
+    sums = {name: text for name, text in ties.items() if name not in lengths}
+    face = face.with_lengths(lengths)
+    return _tied(face, sums, ids, by_input, by_output) if sums else face
 
 
 def _tied(

@@ -9,6 +9,7 @@ from engineworks.host.lazy import onnx
 from engineworks.model.fold.dims import Symbols, apply_inputs, forget_inner_shapes
 from engineworks.model.fold.names import name_nodes, name_tensors
 from engineworks.model.fold.shapes import infer_shapes
+from engineworks.model.fold.spelled_out import NORM, spell_out_norms
 from engineworks.model.fold.tidy import (
     constants_to_initializers,
     copy_constant_outputs,
@@ -47,6 +48,8 @@ def prepare(model: onnx.ModelProto, inputs: Sequence[TensorSpec], minimum_opset:
     if model.functions:
         notes.append(f"{len(model.functions)} local functions put in place of their calls")
         model = inline_functions(model)
+    if norms := spell_out_norms(model):
+        notes.append(f"{norms} {NORM} of ONNX Runtime written in ONNX's own operators")
     drop_inputs_with_values(model.graph)
     changes, symbols = apply_inputs(model, inputs)
     claims = {value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in model.graph.output}

@@ -85,11 +85,7 @@ class ServerChild:
 
     def _spawn(self, listener_fd: int, log: IO[bytes], *, fork: bool) -> subprocess.Popen[bytes]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        settings = {
-            **SERVER_SETTINGS,
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_API_AUTH_STRING": self.password,
-        }
+        settings = {**SERVER_SETTINGS, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self.password}
         env = {**inherited, **settings}
         command = [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__]
         return subprocess.Popen(

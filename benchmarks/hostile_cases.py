@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper
+from nightly_recipes import tiny_model
+from onnx import TensorProto, helper
 
 Attempts = Mapping[str, Callable[[], int]]
 Case = Callable[[Path, random.Random], Attempts]
@@ -86,23 +87,7 @@ def template() -> Path:
     (folder / ".git").mkdir()
     (folder / "recipes").mkdir()
     dice = np.random.default_rng(0)
-    weights = {"w": (4, 1, 3, 3), "b": (4,), "fw": (16, 3), "fb": (3,)}
-    nodes = [
-        helper.make_node("Conv", ["image", "w", "b"], ["c"], name="conv"),
-        helper.make_node("Relu", ["c"], ["r"], name="relu"),
-        helper.make_node("Flatten", ["r"], ["f"], name="flatten"),
-        helper.make_node("Gemm", ["f", "fw", "fb"], ["logits"], name="classifier"),
-    ]
-    graph = helper.make_graph(
-        nodes, "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 4, 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(dice.normal(0, 0.3, s).astype(np.float32), n) for n, s in weights.items()],
-    )  # fmt: skip
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10),
-        folder / "recipes" / "tiny.onnx",
-    )
+    onnx.save(tiny_model(0), folder / "recipes" / "tiny.onnx")
     images = dice.normal(0, 1, (16, 1, 4, 4)).astype(np.float32)
     np.savez(folder / "recipes" / "data.npz", image=images, label=np.arange(16) % 3)
     (folder / "recipes" / "tiny.yaml").write_text(json.dumps(RECIPE, indent=1))
@@ -125,6 +110,21 @@ def command(*arguments: str) -> Callable[[], int]:
     return lambda: run_command(list(arguments))
 
 
+def as_command(work: Callable[..., object], *given: Any) -> Callable[[], int]:
+    """A function of the library that ends as a command would: with the exit code of its error."""
+    from engineworks.errors import EngineworksError
+
+    def run() -> int:
+        try:
+            work(*given)
+        except EngineworksError as error:
+            print(error)
+            return error.exit_code
+        return 0
+
+    return run
+
+
 # --- recipes
 
 
@@ -143,10 +143,8 @@ def recipe(folder: Path, dice: random.Random) -> Attempts:
     (recipes / name).write_bytes(data)
     shown = ("validate", "recipes/tiny.yaml")
     if dice.random() < 0.01:
-        shown = (
-            "validate",
-            dice.choice(("recipes/" + "a" * 5000, _link_loop(recipes), "recipes/a\0b", "x/" * 2500, "")),
-        )
+        names = ("recipes/" + "a" * 5000, _link_loop(recipes), "recipes/a\0b", "x/" * 2500, "")
+        shown = ("validate", dice.choice(names))
     attempts = {"validate": command(*shown)}
     if dice.random() < 0.2:
         attempts["plan"] = command("plan", "recipes/tiny.yaml", "--json")
@@ -241,22 +239,8 @@ DIMS = (0, -1, 1, 3, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 7)
 DTYPES = (0, 1, 7, 8, 10, 16, 17, 20, 21, 22, 23, 24, 25, 26, 27, 99, 999, -1, 2**31 - 1)
 NAMES = ("", "\0", "a\0b", "x" * 5000, "../../etc/passwd", "/etc/passwd", "\n", "w", "image", "logits", "é\u202e", " ")
 SPANS = (
-    "",
-    "nan",
-    "-1",
-    "1e9",
-    "0x10",
-    str(2**62),
-    str(2**64),
-    "-" * 10,
-    "0",
-    "4",
-    " 4 ",
-    "٣",
-    "9" * 5000,
-    "4.0",
-    "\0",
-)
+    "", "nan", "-1", "1e9", "0x10", str(2**62), str(2**64), "-" * 10, "0", "4", " 4 ", "٣", "9" * 5000, "4.0", "\0",
+)  # fmt: skip
 
 
 def model(folder: Path, dice: random.Random) -> Attempts:
@@ -273,30 +257,24 @@ def model(folder: Path, dice: random.Random) -> Attempts:
         "validate": command("validate", "recipes/tiny.yaml"),
         "inspect": command("inspect", "recipes/tiny.onnx", "--json"),
         "init": command("init", "recipes/tiny.onnx", "--name", "again"),
-        "export and fold": lambda: _run_steps(recipes, ("export", "fold")),
+        "export and fold": as_command(_run_steps, recipes, ("export", "fold")),
     }
 
 
-def _run_steps(recipes: Path, kinds: tuple[str, ...]) -> int:
+def _run_steps(recipes: Path, kinds: tuple[str, ...]) -> None:
     """The recipe's steps of these kinds, in children as in a build."""
     from engineworks.builds.step import run_step
-    from engineworks.errors import EngineworksError
     from engineworks.host.child import default_pool
     from engineworks.host.file_digests import FileDigests
     from engineworks.plan.plan import plan_recipe
     from engineworks.recipe.load import load_recipe
     from engineworks.store.store import Store
 
-    try:
-        store = Store(recipes.parent / "artifacts" / "store")
-        plan = plan_recipe(load_recipe(recipes / "tiny.yaml"), store, FileDigests(None))
-        for step in plan.to_do:
-            if step.kind in kinds:
-                run_step(step, store, default_pool(), echo=lambda _: None)
-    except EngineworksError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    store = Store(recipes.parent / "artifacts" / "store")
+    plan = plan_recipe(load_recipe(recipes / "tiny.yaml"), store, FileDigests(None))
+    for step in plan.to_do:
+        if step.kind in kinds:
+            run_step(step, store, default_pool(), echo=lambda _: None)
 
 
 def _tensor(proto: onnx.ModelProto, dice: random.Random) -> Any:
@@ -479,7 +457,7 @@ def arrays(folder: Path, dice: random.Random) -> Attempts:
     else:
         _write_npz(file, dice, None)
         file.write_bytes(_change_zip(file.read_bytes(), dice))
-    return {"validate": command("validate", "recipes/tiny.yaml"), "read": lambda: _read_samples(recipes)}
+    return {"validate": command("validate", "recipes/tiny.yaml"), "read": as_command(_read_samples, recipes)}
 
 
 def _npy(dice: random.Random) -> bytes:
@@ -501,9 +479,8 @@ def _write_npz(file: Path, dice: random.Random, image: bytes | None) -> None:
             whole_bytes = image if image is not None and name == "image" else plain.getvalue()
             archive.writestr(f"{name}.npy", whole_bytes)
         if dice.random() < 0.2:
-            archive.writestr(
-                dice.choice(("../x.npy", "/x.npy", "image.npy", "a\\b.npy", ".npy", "x" * 900 + ".npy")), b"x"
-            )
+            names = ("../x.npy", "/x.npy", "image.npy", "a\\b.npy", ".npy", "x" * 900 + ".npy")
+            archive.writestr(dice.choice(names), b"x")
 
 
 def _change_zip(data: bytes, dice: random.Random) -> bytes:
@@ -515,30 +492,25 @@ def _change_zip(data: bytes, dice: random.Random) -> bytes:
     fields += [(local + at, size) for at, size in ((6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2))]
     fields += [(end + at, size) for at, size in ((8, 2), (10, 2), (12, 4), (16, 4), (20, 2))]
     for at, size in dice.sample(fields, dice.choice((1, 1, 2, 4))):
-        changed[at : at + size] = dice.choice(
-            (b"\xff" * size, b"\x01" + bytes(size - 1), dice.randbytes(size), bytes(size))
-        )
+        values = (b"\xff" * size, b"\x01" + bytes(size - 1), dice.randbytes(size), bytes(size))
+        changed[at : at + size] = dice.choice(values)
     return bytes(changed)
 
 
-def _read_samples(recipes: Path) -> int:
+def _read_samples(recipes: Path) -> None:
     """Every sample and label, as steps read them."""
-    from engineworks.errors import EngineworksError
     from engineworks.recipe.load import load_recipe
 
-    try:
-        data = load_recipe(recipes / "tiny.yaml").files.evaluation
-        for batch in data.batches([4]):
-            assert all(isinstance(array, np.ndarray) for array in batch.values())
-        data.read_labels()
-    except EngineworksError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    data = load_recipe(recipes / "tiny.yaml").files.evaluation
+    for batch in data.batches([4]):
+        assert all(isinstance(array, np.ndarray) for array in batch.values())
+    data.read_labels()
 
 
 def picture(folder: Path, dice: random.Random) -> Attempts:
     from PIL import Image
+
+    from engineworks.recipe.datasets.preprocess_images import read_picture
 
     recipes, kind = fresh(folder), dice.choice(("png", "jpeg", "bmp", "webp", "tiff", "gif"))
     made = io.BytesIO()
@@ -550,26 +522,14 @@ def picture(folder: Path, dice: random.Random) -> Attempts:
         data[18:26] = struct.pack("<ii", *(dice.choice((0, -1, 2**31 - 1, 2**16, -(2**31))) for _ in range(2)))
     file = recipes / f"x.{kind}"
     file.write_bytes(damaged(bytes(data), dice) if dice.random() < 0.7 else data)
-    return {"read": lambda: _read_picture(file)}
-
-
-def _read_picture(file: Path) -> int:
-    from engineworks.errors import EngineworksError
-    from engineworks.recipe.datasets.preprocess_images import read_picture
-
-    try:
-        read_picture(file, file.name, "RGB")
-    except EngineworksError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    return {"read": as_command(read_picture, file, file.name, "RGB")}
 
 
 def table(folder: Path, dice: random.Random) -> Attempts:
     recipes, kind = fresh(folder), dice.choice((".csv", ".parquet", ".jsonl"))
     file = recipes / f"rows{kind}"
     file.write_bytes(_table(kind, dice))
-    return {"read": lambda: _read_table(file)}
+    return {"read": as_command(_read_table, file)}
 
 
 def _table(kind: str, dice: random.Random) -> bytes:
@@ -577,16 +537,9 @@ def _table(kind: str, dice: random.Random) -> bytes:
     if kind == ".jsonl":
         lines = [json.dumps(row) for row in rows]
         bad: Sequence[str] = (
-            "{",
-            "[1]",
-            "null",
-            '{"text": NaN}',
-            '{"a": ' * 3000,
-            "[" * 100_000,
-            '{"text": "\\ud800"}',
-            "1" * 6000,
+            "{", "[1]", "null", '{"text": NaN}', '{"a": ' * 3000, "[" * 100_000, '{"text": "\\ud800"}', "1" * 6000,
             "\0",
-        )
+        )  # fmt: skip
         lines[dice.randrange(20)] = dice.choice(bad)
         return damaged("\n".join(lines).encode(), dice) if dice.random() < 0.5 else "\n".join(lines).encode()
     if kind == ".csv":
@@ -606,17 +559,11 @@ def _table(kind: str, dice: random.Random) -> bytes:
     return damaged(bytes(data), dice)
 
 
-def _read_table(file: Path) -> int:
-    from engineworks.errors import EngineworksError
+def _read_table(file: Path) -> None:
     from engineworks.recipe.datasets.tables import look_at, read_rows
 
-    try:
-        _, count = look_at(file)
-        list(read_rows(file, range(count), ("text", "label")))
-    except EngineworksError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    _, count = look_at(file)
+    list(read_rows(file, range(count), ("text", "label")))
 
 
 # --- what we wrote ourselves: manifests, passports, packages
@@ -746,21 +693,18 @@ def passport(folder: Path, dice: random.Random) -> Attempts:
         listing.write_text(json.dumps(value))
     attempts = {"verify": command("verify", f"given/{changed.partition('/')[0]}")}
     if changed.endswith("engine.json"):
-        attempts |= {"inspect": command("inspect", "given/engine"), "load": lambda: _load(folder / "given" / "engine")}
+        attempts |= {
+            "inspect": command("inspect", "given/engine"),
+            "load": as_command(_load, folder / "given" / "engine"),
+        }
     return attempts
 
 
-def _load(engine: Path) -> int:
+def _load(engine: Path) -> None:
     """Load an engine that only its sidecar describes."""
     from engineworks.engines.engine_session import load_engine
-    from engineworks.errors import EngineworksError
 
-    try:
-        load_engine(engine, CPU).close()
-    except EngineworksError as error:
-        print(error)
-        return error.exit_code
-    return 0
+    load_engine(engine, CPU).close()
 
 
 KINDS: Mapping[str, tuple[Case, int]] = {

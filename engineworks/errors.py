@@ -46,6 +46,10 @@ EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
 
+Keys = tuple[str | int, ...]
+"""Keys and indices that lead to a value of a file."""
+
+
 @dataclass(frozen=True, order=True)
 class Place:
     """A place in a text file; `line` and `column` count from 1, 0 means that only the file is known."""
@@ -69,7 +73,7 @@ class Problem:
     place: Place
     message: str
     hint: str = ""
-    about: tuple[str | int, ...] = ()
+    about: Keys = ()
     missing: bool = False
 
     def __str__(self) -> str:
@@ -115,7 +119,7 @@ class SamplesError(InputError):
         self.model_input = model_input
 
     @property
-    def about(self) -> tuple[str | int, ...]:
+    def about(self) -> Keys:
         """As in `Problem`."""
         return ("inputs", self.model_input) if self.model_input else ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
@@ -35,6 +36,21 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         return cast(dict[str, Any], plain(self))
+
+
+class Record(Document):
+    """A document that is written with every key."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: _json_value(value) for name, value in vars(self).items()}
+
+
+def _json_value(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _json_value(inner) for key, inner in value.items()}
+    return [_json_value(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class Report(Document):

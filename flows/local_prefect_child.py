@@ -64,11 +64,7 @@ class ServerChild:
 
     def _spawn(self, listener_fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        settings = {
-            **SERVER_SETTINGS,
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_API_AUTH_STRING": self.password,
-        }
+        settings = {**SERVER_SETTINGS, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self.password}
         return subprocess.Popen(
             [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__, str(listener_fd)],
             env={**inherited, **settings},

@@ -9,7 +9,7 @@ from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.recorded import engine_runs, read_json, read_report, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
-from engineworks.builds.step_facts import step_fact_from_json
+from engineworks.builds.step_facts import StepFact
 from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
@@ -54,7 +54,7 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         ),
         ladder=tuple(ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, LADDER_FILE) or ()),
         not_selected=left_out(plan),
-        dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
+        dag=tuple(StepFact.from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
     )
 
 

@@ -12,13 +12,7 @@ from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.engines.sidecar import Sidecar
-from engineworks.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_GATE_FAILED,
-    EXIT_INCONCLUSIVE,
-    EXIT_PASSED,
-    EXIT_STEP_FAILED,
-)
+from engineworks.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates, with_checks
@@ -36,6 +30,7 @@ from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
+from engineworks.typed_json import Record
 
 EngineVerdict = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
 """A verdict, or `failed` if a step of the engine failed, which leaves nothing to evaluate."""
@@ -138,13 +133,10 @@ _HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_p
 
 
 @dataclass(frozen=True)
-class StepCounts:
+class StepCounts(Record):
     run: int = 0
     reused: int = 0
     failed: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        return {"run": self.run, "reused": self.reused, "failed": self.failed}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engineworks.plan.plan import Plan
+from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
     from engineworks.builds.step import Outcome
@@ -15,7 +16,7 @@ StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "
 
 
 @dataclass(frozen=True)
-class StepFact:
+class StepFact(Record):
     """One step. seconds: of this build, 0 if it did not run. reason: why it ran. inputs: keys of its input steps."""
 
     id: str
@@ -25,9 +26,6 @@ class StepFact:
     seconds: float
     reason: str
     inputs: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "seconds": round(self.seconds, 3), "inputs": list(self.inputs)}
 
 
 def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -> tuple[StepFact, ...]:
@@ -45,12 +43,8 @@ def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -
             state = step.state
         else:
             state = "reused" if step.state == "cached" else "skipped"
-        seconds = outcome.seconds if outcome else 0.0
+        seconds = round(outcome.seconds, 3) if outcome else 0.0
         facts.append(
             StepFact(step.id, step.kind, step.key, state, seconds, step.reason, tuple(step.inputs.values()))
         )  # fmt: skip
     return tuple(facts)
-
-
-def step_fact_from_json(value: Mapping[str, Any]) -> StepFact:
-    return StepFact(**{**value, "inputs": tuple(value["inputs"])})

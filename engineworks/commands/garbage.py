@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engineworks.errors import InputError, StoreError, TrackingError
 from engineworks.settings import Settings
@@ -18,18 +17,16 @@ from engineworks.store.lineage import lineage
 from engineworks.store.open import open_store
 from engineworks.store.record_notes import noted_records
 from engineworks.store.store import Store
+from engineworks.typed_json import Record
 
 
 @dataclass(frozen=True)
-class Freed:
+class Freed(Record):
     artifacts: int
     partial: int
     bytes: int
     kept: int
     dry_run: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
 
     def summary(self) -> str:
         verb = "would free" if self.dry_run else "freed"

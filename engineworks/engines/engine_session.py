@@ -22,11 +22,6 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
     return run
 
 
-def serving_from_json(value: Mapping[str, Any]) -> Serving:
-    """Read what `Serving.to_json` wrote."""
-    return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
-
-
 def load_engine(
     folder: Path,
     target: Mapping[str, Any],

@@ -1,13 +1,10 @@
-"""Installed distributions, from package metadata; modules that are imported at their first use."""
+"""Installed distributions, from package metadata."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
-from types import ModuleType
-from typing import Any
 
 
 @cache
@@ -27,10 +24,3 @@ def installed_version(distribution: str) -> str | None:
 def installed_versions(distributions: Iterable[str]) -> dict[str, str | None]:
     """Return versions by name, in the same order."""
     return {name: installed_version(name) for name in distributions}
-
-
-class LazyModule(ModuleType):
-    """A module that is imported at its first use: NumPy takes 0.1 s, and commands that only look need none of it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)

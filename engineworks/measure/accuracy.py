@@ -13,19 +13,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import Array, NDArray, np
 from engineworks.typed_json import Cosine, Count, Document, Size
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
-else:
-    np = LazyModule("numpy")
-    Array = Any
 
 
 @dataclass(frozen=True)

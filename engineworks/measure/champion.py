@@ -42,10 +42,6 @@ class Champion(ChampionIdentity):
         return {f.name: getattr(self, f.name) for f in fields(ChampionIdentity)}
 
 
-def champion_from_json(value: Mapping[str, Any]) -> Champion:
-    return Champion(**value)
-
-
 @dataclass(frozen=True)
 class Champions:
     """Champions by engine id, and the places to look for their engines (see `settings.Settings`)."""

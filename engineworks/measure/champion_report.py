@@ -13,15 +13,16 @@ from engineworks.typed_json import Document, Report, Size
 
 @dataclass(frozen=True)
 class Quad(Document):
-    """Four blocks of milliseconds, in the order ABBA or BAAB."""
+    """Four blocks of runs in milliseconds, in the order ABBA or BAAB (A: champion, B: candidate)."""
 
     order: str
     ms: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class RoundRecord(Document):
-    """Both engines loaded, in this order, and timed. log_ratios: candidate over champion, by shape."""
+class Round(Document):
+    """Both engines loaded, in this order, and timed. disturbances: why the round does not count. log_ratios: candidate
+    over champion, by shape."""
 
     loaded: tuple[str, ...]
     disturbances: tuple[str, ...]
@@ -30,12 +31,12 @@ class RoundRecord(Document):
 
 
 @dataclass(frozen=True)
-class AttemptRecord(Document):
-    """One measurement in one process."""
+class Attempt(Document):
+    """One measurement in one process: all its rounds, and the result of every shape after them."""
 
     seconds: Size
     shapes: Mapping[str, Comparison]
-    rounds: tuple[RoundRecord, ...]
+    rounds: tuple[Round, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ChampionComparison(Report):
     earlier: tuple[Earlier, ...]
     method: Literal["identical", "measured", "history"]
     shapes: Mapping[str, Comparison] = field(default_factory=dict)
-    attempts: tuple[AttemptRecord, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     history: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     why: str = ""
 

@@ -13,8 +13,9 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from engineworks.measure.champion_report import Attempt, Quad, Round
 from engineworks.measure.regression import (
     CONFIDENCE,
     LOOKS,
@@ -66,43 +67,6 @@ class Pace:
         return self.max_s if self.max_s is not None else min(300.0, max(20.0, 20 * round_s))
 
 
-@dataclass(frozen=True)
-class Round:
-    """order: which side was loaded first. disturbances: why the round does not count. blocks: by shape, for every quad
-    its order (A: champion, B: candidate) and the milliseconds of its blocks."""
-
-    order: tuple[Side, ...]
-    disturbances: tuple[str, ...]
-    log_ratios: Mapping[str, float]
-    blocks: Mapping[str, Sequence[tuple[str, Sequence[Sequence[float]]]]]
-
-    def to_json(self) -> dict[str, Any]:
-        blocks = {
-            shape: [{"order": order, "ms": [[round(ms, 6) for ms in b] for b in quad]} for order, quad in quads]
-            for shape, quads in self.blocks.items()
-        }
-        return {
-            "loaded": list(self.order), "disturbances": list(self.disturbances), "log_ratios": dict(self.log_ratios),
-            "blocks": blocks,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One measurement in one process: all its rounds, and the result of every shape after them."""
-
-    shapes: Mapping[str, Comparison]
-    rounds: tuple[Round, ...]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "seconds": round(self.seconds, 3),
-            "shapes": {name: c.to_json() for name, c in self.shapes.items()},
-            "rounds": [r.to_json() for r in self.rounds],
-        }
-
-
 def interleave(
     load: Mapping[Side, Callable[[], Loaded]],
     shapes: Sequence[str],
@@ -137,7 +101,7 @@ def interleave(
                 break
         if clock() - begin >= allowed_s:
             break
-    return Attempt(_stand(rounds, shapes, limit, confidence), tuple(rounds), clock() - begin)
+    return Attempt(round(clock() - begin, 3), _stand(rounds, shapes, limit, confidence), tuple(rounds))
 
 
 def _stand(rounds: Sequence[Round], shapes: Sequence[str], limit: float, confidence: float) -> dict[str, Comparison]:
@@ -183,7 +147,7 @@ class _Arena:
         finally:
             for engine in loaded.values():
                 engine.close()
-        ratios = {shape: round_log_ratio(_log_ratio(*quad) for quad in quads) for shape, quads in blocks.items()}
+        ratios = {shape: round_log_ratio(map(_log_ratio, quads)) for shape, quads in blocks.items()}
         return Round(order, disturbances, ratios, blocks)
 
     def _next_order(self) -> tuple[Side, ...]:
@@ -206,23 +170,23 @@ class _Arena:
             if (spent_ms >= self._pace.warmup_ms and settled) or spent_ms >= 10 * self._pace.warmup_ms:
                 return sorted(recent)[1]
 
-    def _quads(self, loaded: Mapping[Side, Loaded], shape: str) -> list[tuple[str, Sequence[Sequence[float]]]]:
+    def _quads(self, loaded: Mapping[Side, Loaded], shape: str) -> tuple[Quad, ...]:
         usual = max(self._usual_ms[shape], 1e-6)
         runs = min(MOST_RUNS, max(1, round(self._pace.block_ms / usual)))
         settle = round(self._pace.settle_ms / usual)
-        quads: list[tuple[str, Sequence[Sequence[float]]]] = []
-        for _ in range(self._pace.quads):
-            order = self._lot.choice(("ABBA", "BAAB"))
-            quads.append((order, [self._block(loaded[SIDES["AB".index(o)]], shape, settle, runs) for o in order]))
-        return quads
+        orders = (self._lot.choice(("ABBA", "BAAB")) for _ in range(self._pace.quads))
+        return tuple(
+            Quad(order, tuple(self._block(loaded[SIDES["AB".index(o)]], shape, settle, runs) for o in order))
+            for order in orders
+        )
 
-    def _block(self, engine: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
+    def _block(self, engine: Loaded, shape: str, settle: int, runs: int) -> tuple[float, ...]:
         self._rest()
         if settle:
             engine.time_runs(shape, settle)
-        return engine.time_runs(shape, runs)
+        return tuple(round(ms, 6) for ms in engine.time_runs(shape, runs))
 
 
-def _log_ratio(order: str, blocks: Sequence[Sequence[float]]) -> float:
-    sides = {letter: [b for o, b in zip(order, blocks, strict=True) if o == letter] for letter in "AB"}
+def _log_ratio(quad: Quad) -> float:
+    sides = {letter: [b for o, b in zip(quad.order, quad.ms, strict=True) if o == letter] for letter in "AB"}
     return quad_log_ratio(sides["A"], sides["B"])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from engineworks.measure.gates.gates import message_of
 from engineworks.measure.regression import Comparison
+from engineworks.typed_json import Record
 
 CLOSE = 0.05
 """Relative difference of latencies that two processes may have without any reason."""
@@ -59,7 +60,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Record):
     """One engine. present, rehearsed: verdicts, 'refused' or 'failed'. notes: what changed, () for nothing."""
 
     engine: str
@@ -68,9 +69,6 @@ class Change:
     notes: tuple[str, ...]
     tone: Tone
     speeds: tuple[Speed, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 Interleaved = Mapping[str, Mapping[str, Comparison]]

@@ -22,17 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import Array, NDArray, np
+from engineworks.typed_json import Record
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
-else:
-    np = LazyModule("numpy")
 Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
 Origin = Literal["evaluation", "seeded"]
@@ -63,7 +57,7 @@ EXACT_DTYPES = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "bool")
 
 
 @dataclass(frozen=True)
-class Visit:
+class Visit(Record):
     """One stop of the sequence.
 
     dims: every dynamic dimension, including the batch. batch: rows of a run. tour: 1 out, 2 back. role: the shape's
@@ -79,14 +73,6 @@ class Visit:
     tour: int
     first_row: int
     alone: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"dims": dict(self.dims), "lengths": [list(pair) for pair in self.lengths]}
-
-
-def visit_from_json(value: Mapping[str, Any]) -> Visit:
-    """The inverse of `Visit.to_json`."""
-    return Visit(**{**value, "lengths": tuple((str(d), int(n)) for d, n in value["lengths"])})
 
 
 def visit_sequence(
@@ -130,7 +116,7 @@ def row_picks(visit: Visit, pool: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class PoolFacts:
+class PoolFacts(Record):
     """Rows of one length. rows: indices in the data file, or numbers of synthetic rows. values, operations: of one
     row."""
 
@@ -140,12 +126,9 @@ class PoolFacts:
     values: int
     operations: int
 
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"lengths": [list(pair) for pair in self.lengths]}
-
 
 @dataclass(frozen=True)
-class Stop:
+class Stop(Record):
     """A visit as an engine makes it. number: its position in the whole sequence. pool: index of its rows. picks: the
     pool's rows of each feed. runs: number of runs, which alternate between the feeds."""
 
@@ -154,20 +137,6 @@ class Stop:
     pool: int
     picks: tuple[tuple[int, ...], ...]
     runs: int
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"visit": self.visit.to_json()}
-
-
-def pool_from_json(value: Mapping[str, Any]) -> PoolFacts:
-    """The inverse of `PoolFacts.to_json`."""
-    lengths = tuple((str(d), int(n)) for d, n in value["lengths"])
-    return PoolFacts(**{**value, "lengths": lengths, "rows": tuple(value["rows"])})
-
-
-def stop_from_json(value: Mapping[str, Any]) -> Stop:
-    """The inverse of `Stop.to_json`."""
-    return Stop(**{**value, "visit": visit_from_json(value["visit"]), "picks": tuple(map(tuple, value["picks"]))})
 
 
 def rows_of_a_pool(values: int, operations: int) -> int:

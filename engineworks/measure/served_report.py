@@ -80,7 +80,7 @@ class Movement(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedVisit(Document, Visit):
+class ServedVisit(Visit):
     """A visit as it was made. samples: rows of the pool. picks: the pool's rows of each feed. moved: by output. raised:
     why the engine did not run, '' if it did."""
 
@@ -93,6 +93,8 @@ class ServedVisit(Document, Visit):
     outputs: Mapping[str, OutputRecords]
     runs: Count
     raised: str = ""
+
+    to_json = Document.to_json
 
     def of(self, output: str) -> OutputRecords:
         return self.outputs.get(output, OutputRecords())

@@ -14,17 +14,15 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 from engineworks.measure.task_metrics import ratio_to_reference
 from engineworks.typed_json import Count, Document
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Rows = NDArray[np.intp]
 else:
-    np = LazyModule("numpy")
     Rows = Any
 
 RESAMPLES = 100

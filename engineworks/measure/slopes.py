@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from engineworks.measure.serving_report import Growth
 from engineworks.measure.statistics import student_quantile
 
 SETTLING = 0.2
@@ -15,20 +15,7 @@ SETTLING = 0.2
 FEWEST = 8
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Growth per repetition, with the ends of its 95% interval."""
-
-    per_step: float
-    low: float
-    high: float
-    readings: int
-
-    def to_json(self) -> dict[str, float]:
-        return dict(vars(self))
-
-
-def slope(values: Sequence[float]) -> Slope | None:
+def slope(values: Sequence[float]) -> Growth | None:
     """Return the slope of the readings after they settled; None where there are too few.
 
     Ordinary least squares; the interval by Student's t on blocks' means would need independent readings, so the
@@ -48,10 +35,10 @@ def slope(values: Sequence[float]) -> Slope | None:
     effective = max(4.0, n * (1 - correlation) / (1 + correlation))
     error = math.sqrt(total / (effective - 2) / spread * n / effective) if total > 0 else 0.0
     half = student_quantile(0.975, int(effective) - 2) * error
-    return Slope(per_step, per_step - half, per_step + half, n)
+    return Growth(per_step, per_step - half, per_step + half, n)
 
 
-def slopes(readings: Sequence[Mapping[str, float]]) -> dict[str, Slope]:
+def slopes(readings: Sequence[Mapping[str, float]]) -> dict[str, Growth]:
     """Return the slope of every quantity that all readings have."""
     names = set.intersection(*(set(r) for r in readings)) if readings else set[str]()
     found = {name: slope([r[name] for r in readings]) for name in sorted(names)}

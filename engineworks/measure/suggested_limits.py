@@ -13,6 +13,7 @@ from typing import Any
 
 from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.slices import Slice
+from engineworks.typed_json import Record
 
 MARGIN = 1.5
 """Multiple of the relative error that a cosine limit allows: kernels of another version or GPU round otherwise."""
@@ -45,7 +46,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(Record):
     """One limit of a precision. before: the recipe's value, None for none. reason: with its numbers."""
 
     precision: str
@@ -53,9 +54,6 @@ class Suggestion:
     value: float
     before: float | None
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def suggest_limits(precision: str, found: Sequence[Evidence], before: Mapping[str, Any]) -> list[Suggestion]:

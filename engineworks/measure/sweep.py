@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engineworks.measure.latency_report import FailedBatch, SweepMeasurement
+from engineworks.typed_json import Record
 
 MEMORY_SHARE = 0.7
 """Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
@@ -31,14 +31,11 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Record):
     """batch: None if no batch meets the rule."""
 
     batch: int | None
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def sweep_point(values: SweepMeasurement | FailedBatch) -> SweepPoint:

@@ -15,15 +15,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 else:
-    np = LazyModule("numpy")
     Array = Any
 
 NO_LABEL = -100

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
+from engineworks.host.lazy import ort
 from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
-    import onnxruntime
     from numpy.typing import NDArray
 
     from engineworks.tensors import TensorSpec
@@ -34,12 +34,10 @@ _THREADS = min(2, os.cpu_count() or 1)
 _FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line is only noise
 
 
-def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.InferenceSession:
+def open_session(path: Path, *, optimized: bool = False) -> ort.InferenceSession:
     """Load the model on the CPU, unoptimized unless requested. Raises `ModelError` with ONNX Runtime's reason."""
-    import onnxruntime
-
     options = exact_options()
-    levels = onnxruntime.GraphOptimizationLevel
+    levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = _THREADS
     options.inter_op_num_threads = 1
@@ -49,7 +47,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps run at the same time
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except runtime_failures() as error:
         reason = runtime_reason(error)
         missing = re.search(r"implementation for (\w+)\((\d+)\) node with name '(.*)'", reason)
@@ -63,7 +61,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
         raise ModelError(f"{path}: ONNX Runtime cannot load the model: {reason}") from None
 
 
-def first_outputs(session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str) -> Arrays:
+def first_outputs(session: ort.InferenceSession, feeds: Sequence[Arrays], where: str) -> Arrays:
     """Return all outputs on the first feed, by name. Raises `SamplesError` if there is none or it does not run.
 
     feeds: by input name, with the shapes and dtypes of the model's inputs.
@@ -79,7 +77,7 @@ def first_outputs(session: onnxruntime.InferenceSession, feeds: Sequence[Arrays]
         ) from None
 
 
-def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where: str) -> None:
+def check_same_twice(session: ort.InferenceSession, feed: Arrays, where: str) -> None:
     """Raise `ModelError` if the model gives two results for one sample, because then no rewritten model can equal it.
 
     feed: by input name, with the shapes and dtypes of the model's inputs.
@@ -103,7 +101,7 @@ class Expected:
 
 
 def expected_outputs(
-    original: onnxruntime.InferenceSession, feeds: Sequence[Arrays], first: Arrays, inputs: Sequence[TensorSpec]
+    original: ort.InferenceSession, feeds: Sequence[Arrays], first: Arrays, inputs: Sequence[TensorSpec]
 ) -> list[Expected]:
     """Return the original's outputs on all feeds, and on the first one at other lengths of each dynamic dimension where
     it runs. So the original need not be open while rewritten models are.
@@ -126,7 +124,7 @@ def expected_outputs(
     return found
 
 
-def compare(candidate: onnxruntime.InferenceSession, expected: Sequence[Expected]) -> dict[str, float]:
+def compare(candidate: ort.InferenceSession, expected: Sequence[Expected]) -> dict[str, float]:
     """Return the largest absolute difference of every output. Raises `FoldError` with the output, difference and sample
     of the first difference above `TOLERANCE`."""
     worst = dict.fromkeys(expected[0].outputs, 0.0)
@@ -211,7 +209,7 @@ def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDA
 
 
 def _compare_once(
-    candidate: onnxruntime.InferenceSession, feed: Arrays, expected: Arrays, worst: dict[str, float], when: str
+    candidate: ort.InferenceSession, feed: Arrays, expected: Arrays, worst: dict[str, float], when: str
 ) -> None:
     try:
         actual = _run(candidate, feed)
@@ -224,7 +222,7 @@ def _compare_once(
             raise FoldError(f"output '{name}' {problem}, {when}")
 
 
-def _run(session: onnxruntime.InferenceSession, feed: Arrays) -> dict[str, NDArray[np.generic]]:
+def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, NDArray[np.generic]]:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ModelError
-
-if TYPE_CHECKING:
-    import onnx
+from engineworks.host.lazy import np, onnx
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -91,9 +89,6 @@ def fresh_name(stem: str, taken: set[str], *, first: int = 1) -> str:
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """The value of a Constant node as a tensor named after its output, in its own type: float attributes are float32
     (graphsurgeon makes them float64). None for strings, sparse values and other nodes."""
-    import numpy as np
-    import onnx
-
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
@@ -114,8 +109,6 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Replace the graph's nodes; some of the new ones may be the old ones."""
-    import onnx
-
     copies = onnx.GraphProto(node=nodes)
     del graph.node[:]
     graph.node.extend(copies.node)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
 from engineworks.model.soundness import check_sound, external_file, external_number, shown
 from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 MODEL_FILE = "model.onnx"
 """Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` next to it."""
@@ -38,7 +36,6 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
 
     Raises `ModelError` if it is not a model.
     """
-    import onnx
     from google.protobuf.message import DecodeError
 
     from engineworks.model.fold.sparse import make_dense
@@ -87,8 +84,6 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
 
     Raises `ModelError` for external data that is missing, outside of the folder or cut short.
     """
-    import onnx
-
     external_files(path, model)
     for tensor in all_tensors(model):
         if is_external(tensor):
@@ -158,8 +153,6 @@ def is_too_new(model: onnx.ModelProto) -> bool:
 
 def ir_version_for(model: onnx.ModelProto) -> int:
     """The IR version to write: `IR_VERSION`, unless one of the opsets needs a newer one."""
-    import onnx
-
     return max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
 
 
@@ -193,8 +186,6 @@ def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
 
 def dtype_name(elem_type: int) -> str:
     """ONNX element type → NumPy's dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
-    import onnx
-
     name: str = onnx.TensorProto.DataType.Name(elem_type).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
@@ -250,8 +241,6 @@ def _external_place(path: Path, root: Path, tensor: onnx.TensorProto) -> tuple[P
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of all but the main graph's initializers."""
-    import onnx
-
     shell = onnx.ModelProto()
     copy_fields(model, shell, but={"graph"})
     copy_fields(model.graph, shell.graph, but={"initializer"})

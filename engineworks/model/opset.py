@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engineworks.errors import FoldError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_graphs, all_nodes, model_nodes, node_label
 from engineworks.model.onnx_files import MOST_OPSET, ir_version_for, is_too_new, opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 _NAMED = 3  # of the offending nodes, before "and N more"
 
@@ -46,14 +42,15 @@ class ConversionError(Exception):
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    import onnx
-
     try:
         converted: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
     except (onnx.version_converter.ConvertError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: '.
         raise ConversionError(str(error).rpartition("failed: ")[2].strip(), str(error)) from None
     return converted
+
+
+STANDARD = "export the model with standard ONNX operators"
 
 
 def check_operators(model: onnx.ModelProto, where: str) -> None:
@@ -72,10 +69,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
         if reason:
             unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
     if unknown:
-        raise ModelError(
-            f"{where}: unsupported operator {shortened(unknown)}",
-            hint="export the model with standard ONNX operators",
-        )
+        raise ModelError(f"{where}: unsupported operator {shortened(unknown)}", hint=STANDARD)
 
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
@@ -107,8 +101,6 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def tidy_domains(model: onnx.ModelProto) -> None:
     """Write the default domain as '', and import each domain that is used, once, sorted, and no other."""
-    import onnx
-
     for node in all_nodes(model.graph):
         if node.domain != _domain(node.domain):
             node.domain = ""
@@ -123,8 +115,6 @@ def _domain(name: str) -> str:
 
 
 def _why_unsupported(domain: str, operator: str, version: int, in_runtime: bool) -> str | None:
-    import onnx
-
     if domain in ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training"):
         if onnx.defs.has(operator, domain) and not onnx.defs.has(operator, version, domain):
             return f"it needs a newer opset than the model's {version}"

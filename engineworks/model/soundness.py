@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import resolved
 from engineworks.model.graphs import all_nodes, all_tensors, model_graphs, model_nodes, subgraphs
 from engineworks.model.tensor_storage import is_external, tensor_bytes
-
-if TYPE_CHECKING:
-    import onnx
 
 MOST_ELEMENTS = 1 << 40
 """Elements of one tensor: as int8 a terabyte."""
@@ -124,8 +121,6 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_dtype(number: int, what: str) -> None:
-    import onnx
-
     if number == 0 or number not in onnx.TensorProto.DataType.values():
         raise ModelError(
             f"{what} has data type {number}, which ONNX {onnx.__version__} does not know", hint=_EXPORT_AGAIN
@@ -141,8 +136,6 @@ def _check_dims(dims: Iterable[int], what: str) -> None:
 
 
 def _check_amount(tensor: onnx.TensorProto, what: str) -> None:
-    import onnx
-
     if is_external(tensor):
         return
     stored, elements = len(tensor.raw_data), math.prod(tensor.dims)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    import onnx
-    from numpy.typing import NDArray
+from engineworks.host.lazy import NDArray, np, onnx
 
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _COPY_CHUNK_BYTES = 16 << 20
@@ -22,8 +20,6 @@ _COPY_CHUNK_BYTES = 16 << 20
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of the tensor's values, wherever they are kept; 4-bit types are packed, two to a byte."""
-    import onnx
-
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
     elements = int(math.prod(tensor.dims))
@@ -35,15 +31,11 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether the values are in a file: detached by us, or ONNX's external data that was not read in."""
-    import onnx
-
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def detach(tensor: onnx.TensorProto, file: Path, offset: int) -> None:
     """Let the tensor refer to its values at this absolute place; the caller has put them there."""
-    import onnx
-
     for field in ("raw_data", "external_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(field)
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -64,9 +56,6 @@ def attach(tensor: onnx.TensorProto) -> None:
 def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
     """The tensor's values in its shape and dtype; a detached tensor's are mapped from the file, to be read only, where
     NumPy itself has the dtype."""
-    import numpy as np
-    import onnx
-
     if not is_external(tensor):
         held: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
         return held
@@ -84,8 +73,6 @@ def append_values(tensor: onnx.TensorProto, file: IO[bytes]) -> bool:
 
     False, and nothing written, for what has no raw form (strings) or is not in it (4-bit values in a field of int32).
     """
-    import onnx
-
     if is_external(tensor):
         with _opened(tensor) as source:
             _copy(source, file, external_span(tensor)[2])

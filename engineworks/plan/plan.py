@@ -34,6 +34,7 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
+from engineworks.typed_json import Record
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,11 @@ class PlannedEngine:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refused(Record):
     """An engine that its target cannot run and that is not built. message: the reason."""
 
     id: str
     message: str
-
-    def to_json(self) -> dict[str, object]:
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

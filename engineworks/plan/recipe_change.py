@@ -7,25 +7,23 @@ from typing import Any, Literal
 
 from engineworks.plan.differences import changes
 from engineworks.recipe.recipe import Recipe
+from engineworks.typed_json import Record
 
 State = Literal["new", "changed", "gone", "unchanged", "broken"]
 """broken: the recipe is wrong now or lacks a file, so its engines cannot be compared."""
 
 
 @dataclass(frozen=True)
-class EngineChange:
+class EngineChange(Record):
     """One engine: `reasons` state which inputs of its steps changed; empty for an unchanged one."""
 
     id: str
     state: State
     reasons: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "state": self.state, "reasons": list(self.reasons)}
-
 
 @dataclass(frozen=True)
-class RecipeChange:
+class RecipeChange(Record):
     """One recipe and its engines. file: as named, relative to the current folder if it lies below it."""
 
     recipe: str
@@ -38,12 +36,6 @@ class RecipeChange:
     def to_build(self) -> tuple[str, ...]:
         """Ids of the engines that changed."""
         return tuple(e.id for e in self.engines if e.state in ("new", "changed"))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe, "file": self.file, "state": self.state, "reasons": list(self.reasons),
-            "engines": [e.to_json() for e in self.engines],
-        }  # fmt: skip
 
 
 def evaluated_differently(then: Recipe, now: Recipe, precision: str) -> list[str]:

@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from engineworks.errors import Problem
+from engineworks.errors import Keys, Problem
 from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.yaml_nodes import Node
 
-Path_ = tuple[str | int, ...]
 Error = Mapping[str, Any]
 """An error as pydantic's `ValidationError.errors()` lists it."""
 
@@ -45,7 +44,7 @@ def _closest(error: Error, keys: Sequence[str]) -> str:
     return next(iter(get_close_matches(str(error["loc"][-1]), keys, n=1, cutoff=0.6)), "")
 
 
-def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_]) -> bool:
+def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Keys]) -> bool:
     """Whether the problem exists only because the values at `wrong` were taken out of `node`.
 
     Either a part around one of them is too small without it, or the problem is about one of them.
@@ -56,6 +55,6 @@ def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_]) -> b
     )
 
 
-def _enclosing_places(node: Node, path: Path_) -> set[object]:
+def _enclosing_places(node: Node, path: Keys) -> set[object]:
     above = [path[:length] for length in range(1, len(path))]
     return {place for p in above for place in (node.at(p).place, node.key_place(p))}

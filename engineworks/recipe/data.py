@@ -8,13 +8,13 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
-from engineworks.errors import SamplesError
+from engineworks.errors import Keys, SamplesError
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
 from engineworks.recipe.datasets.preparation import PYTHON_SLICES
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.datasets.text import plan_text
-from engineworks.recipe.file_lookup import Finder, FoundModel, Where
+from engineworks.recipe.file_lookup import Finder, FoundModel
 from engineworks.recipe.npz import read_headers
 from engineworks.recipe.profiles import dynamic_dims, evaluation_batches, input_specs
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
@@ -42,7 +42,7 @@ def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
     return problem, hint + "lower the minimum batch of a profile"
 
 
-def _find(finder: Finder, where: Where, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
+def _find(finder: Finder, where: Keys, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
     labels, slices = (samples.labels, samples.slices) if isinstance(samples, Evaluation) else (None, None)
     if slices is not None and slices.startswith(PYTHON_SLICES):
         found = _find(finder, where, recipe, samples.model_copy(update={"slices": None}), model)
@@ -58,7 +58,7 @@ def _find(finder: Finder, where: Where, recipe: Recipe, samples: Samples, model:
 
 def _arrays(
     finder: Finder,
-    where: Where,
+    where: Keys,
     recipe: Recipe,
     samples: Samples,
     npz: Sequence[str],
@@ -88,9 +88,9 @@ def _arrays(
         return None
 
 
-def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, tuple[Where, str]] | None:
+def _npz_files(finder: Finder, where: Keys, npz: Sequence[str]) -> dict[Path, tuple[Keys, str]] | None:
     """Every file, with its place in the recipe and its name for messages; None if one is missing."""
-    files: dict[Path, tuple[Where, str]] = {}
+    files: dict[Path, tuple[Keys, str]] = {}
     readable = True
     for index, pattern in enumerate(npz):
         place = (*where, index) if len(npz) > 1 else where
@@ -105,7 +105,7 @@ def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, t
     return files if readable and files else None
 
 
-def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
+def _matching(finder: Finder, where: Keys, pattern: str) -> list[str]:
     """The files that a glob matches, sorted; a name without wildcards matches itself."""
     if not has_magic(pattern) or (finder.folder / pattern).exists():
         return [pattern]
@@ -118,7 +118,7 @@ def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
 
 def _text(
     finder: Finder,
-    where: Where,
+    where: Keys,
     recipe: Recipe,
     samples: Samples,
     text: str,
@@ -147,7 +147,7 @@ def _text(
 
 def _images(
     finder: Finder,
-    where: Where,
+    where: Keys,
     recipe: Recipe,
     samples: Samples,
     images: str,
@@ -173,7 +173,7 @@ def _images(
 
 
 def _folder(
-    finder: Finder, where: Where, key: str, given: str | None, own: Path | None, model: FoundModel
+    finder: Finder, where: Keys, key: str, given: str | None, own: Path | None, model: FoundModel
 ) -> Path | None:
     """The folder that the recipe names, else the model's folder."""
     if given is not None:

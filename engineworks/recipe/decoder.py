@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from engineworks.errors import Problem, did_you_mean
+from engineworks.recipe.decoder_part import Decoder
+from engineworks.recipe.findings import Finding, at_key, at_value
 from engineworks.recipe.metric import metric_name
 from engineworks.recipe.recipe import AUTO, W4A8, Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
@@ -106,125 +108,108 @@ def drop_own_keys(node: Node) -> Iterator[Problem]:
             node.remove(key)
 
 
-def check_decoder(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    """Problems of a recipe with `model.decoder`; none for others."""
+def check_decoder(recipe: Recipe) -> Iterator[Finding]:
+    """What is wrong with a recipe that has `model.decoder`, or has the keys of one without it."""
     if recipe.model.decoder is None:
-        yield from _keys_of_decoders(recipe, node)
+        yield from _keys_of_decoders(recipe)
         return
-    yield from _source(recipe, node)
-    yield from _contexts(recipe, node)
-    yield from _precisions(recipe, node)
-    yield from _data(recipe, node)
-    yield from _shapes(recipe, node)
-    yield from _budgets(recipe, node)
-    yield from _sweep(recipe, node)
+    for check in (_source, _contexts, _precisions, _data, _shapes, _budgets, _sweep):
+        yield from check(recipe, recipe.model.decoder)
     metric = recipe.accuracy.metric
     if metric is not None and metric_name(metric) != "perplexity":
-        place = node.at(("accuracy", "metric")).place
-        yield Problem(place, f"a decoder has no metric '{metric_name(metric)}'", "metric: perplexity")
+        message = f"a decoder has no metric '{metric_name(metric)}'"
+        yield at_value(("accuracy", "metric"), message, "metric: perplexity")
 
 
-def _keys_of_decoders(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def _keys_of_decoders(recipe: Recipe) -> Iterator[Finding]:
     for index, precision in enumerate(recipe.precisions):
         if precision == W4A8:
-            yield Problem(node.at(("precisions", index)).place, "'w4a8' is for decoders only", "use int4_weights")
+            yield at_value(("precisions", index), "'w4a8' is for decoders only", "use int4_weights")
     for precision, limits in recipe.accuracy.limits.items():
         for field in ("greedy_agreement", "token_agreement"):
             if getattr(limits, field) is not None:
-                place = node.key_place(("accuracy", "limits", precision, field))
-                yield Problem(place, f"'{field}' is a limit of decoders only", "e.g. model: {decoder: {context: 1024}}")
+                path = ("accuracy", "limits", precision, field)
+                yield at_key(path, f"'{field}' is a limit of decoders only", "e.g. model: {decoder: {context: 1024}}")
     for shape, budget in recipe.performance.budget.items():
         for field in ("first_token_ms", "tokens_per_s"):
             if getattr(budget, field) is not None:
-                place = node.key_place(("performance", "budget", shape, field))
-                yield Problem(place, f"'{field}' is a budget of decoders only", "e.g. p50_ms")
+                path = ("performance", "budget", shape, field)
+                yield at_key(path, f"'{field}' is a budget of decoders only", "e.g. p50_ms")
     if recipe.data.evaluation.messages is not None:
-        yield Problem(node.key_place(("data", "evaluation", "messages")), "'messages' goes with decoders only")
+        yield at_key(("data", "evaluation", "messages"), "'messages' goes with decoders only")
 
 
-def _source(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    source, decoder = recipe.model.source, recipe.model.decoder
-    assert decoder is not None
+def _source(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
+    source = recipe.model.source
     for kind in ("torch", "mlflow"):
         if getattr(source, kind) is not None:
-            place = node.key_place(("model", "source", kind))
-            yield Problem(place, f"a decoder cannot come from '{kind}'", "give huggingface: FOLDER, or onnx: FILE")
+            path = ("model", "source", kind)
+            yield at_key(path, f"a decoder cannot come from '{kind}'", "give huggingface: FOLDER, or onnx: FILE")
     if source.task is not None:
-        yield Problem(node.key_place(("model", "source", "task")), "a decoder has no 'task'", "remove it")
+        yield at_key(("model", "source", "task"), "a decoder has no 'task'", "remove it")
     for key, what in (("cache", "tensors"), ("ties", "dimensions")):
         if getattr(decoder, key) and source.onnx is None:
-            place = node.key_place(("model", "decoder", key))
-            yield Problem(place, f"'{key}' names {what} of an ONNX file, and the source is none", "remove it")
+            path = ("model", "decoder", key)
+            yield at_key(path, f"'{key}' names {what} of an ONNX file, and the source is none", "remove it")
 
 
-def _contexts(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    decoder, path = recipe.model.decoder, ("model", "decoder", "context")
-    assert decoder is not None
+def _contexts(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
+    path = ("model", "decoder", "context")
     for index, context in enumerate(decoder.context):
         if context in decoder.context[:index]:
-            yield Problem(node.at((*path, index)).place, f"duplicate '{context}' in context", "remove one")
+            yield at_value((*path, index), f"duplicate '{context}' in context", "remove one")
     names = target_names(recipe)
     for index, target in enumerate(recipe.targets):
         if len(decoder.context) > 1 and target in names:
             message = f"'{target}' is also the name of another target's engines with that context"
-            yield Problem(node.at(("targets", index)).place, message, "rename the target")
+            yield at_value(("targets", index), message, "rename the target")
 
 
-def _precisions(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def _precisions(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
     for index, precision in enumerate(recipe.precisions):
         if precision not in (*DECODER_PRECISIONS, AUTO):
             what = "mixtures are" if precision in recipe.mixtures else f"'{precision}' is"
-            place = node.at(("precisions", index)).place
-            yield Problem(place, f"{what} not for decoders yet", f"use {', '.join(DECODER_PRECISIONS)}, or auto")
+            path = ("precisions", index)
+            yield at_value(path, f"{what} not for decoders yet", f"use {', '.join(DECODER_PRECISIONS)}, or auto")
 
 
-def _data(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def _data(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
     evaluation, at = recipe.data.evaluation, ("data", "evaluation")
     if evaluation.text is None:
         hint = "evaluation: {text: FILE}, a .txt, or .jsonl, .csv or .parquet with columns"
-        yield Problem(node.key_place(at), "a decoder is evaluated on texts", hint)
+        yield at_key(at, "a decoder is evaluated on texts", hint)
     if evaluation.labels is not None:
-        yield Problem(
-            node.key_place((*at, "labels")), "a decoder's labels are the next tokens of its texts", "remove it"
-        )
+        yield at_key((*at, "labels"), "a decoder's labels are the next tokens of its texts", "remove it")
     if evaluation.slices is not None:
-        yield Problem(node.key_place((*at, "slices")), "slices are not for decoders yet", "remove them")
+        yield at_key((*at, "slices"), "slices are not for decoders yet", "remove them")
     if recipe.data.calibration is not None:
-        yield Problem(
-            node.key_place(("data", "calibration")), "a decoder's precisions need no calibration", "remove it"
-        )
-    context = recipe.model.decoder.longest if recipe.model.decoder else 0
-    if evaluation.max_length is not None and evaluation.max_length > context:
-        place = node.at((*at, "max_length")).place
-        yield Problem(
-            place, f"max_length {evaluation.max_length} is more than the context of {context}", f"at most {context}"
-        )
+        yield at_key(("data", "calibration"), "a decoder's precisions need no calibration", "remove it")
+    if evaluation.max_length is not None and evaluation.max_length > decoder.longest:
+        message = f"max_length {evaluation.max_length} is more than the context of {decoder.longest}"
+        yield at_value((*at, "max_length"), message, f"at most {decoder.longest}")
 
 
-def _shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    decoder = recipe.model.decoder
-    assert decoder is not None
+def _shapes(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
     for name, lengths in recipe.performance.at.items():
         path = ("performance", "at", name)
         for dim in lengths:
             if dim not in DECODER_DIMS:
-                place = node.key_place((*path, dim))
-                yield Problem(place, f"a decoder's shape has no '{dim}'", did_you_mean(dim, DECODER_DIMS))
+                yield at_key((*path, dim), f"a decoder's shape has no '{dim}'", did_you_mean(dim, DECODER_DIMS))
         for dim in DECODER_DIMS:
             if lengths.get(dim, 0) < 1:
-                yield Problem(node.at(path).place, f"shape '{name}' needs '{dim}'", _EXAMPLE)
+                yield at_value(path, f"shape '{name}' needs '{dim}'", _EXAMPLE)
         tokens = _tokens(lengths)
         if tokens > decoder.longest:
             message = f"shape '{name}' has {tokens} tokens (prompt and new), the context holds {decoder.longest}"
-            yield Problem(node.at(path).place, message, "shorten it, or raise model.decoder.context")
+            yield at_value(path, message, "shorten it, or raise model.decoder.context")
     shortest = min(map(_tokens, recipe.performance.at.values()), default=0)
     for context in (c for c in decoder.context if shortest > c and shortest <= decoder.longest):
-        place = node.at(("model", "decoder", "context")).place
-        yield Problem(place, f"no shape of performance.at fits a context of {context}", "add a shorter shape")
+        message = f"no shape of performance.at fits a context of {context}"
+        yield at_value(("model", "decoder", "context"), message, "add a shorter shape")
     for key in _NOT_YET:
         if key in recipe.performance.model_fields_set:
-            place = node.key_place(("performance", key))
-            yield Problem(place, f"performance.{key} is not for decoders yet", "say streams under performance.at")
+            hint = "say streams under performance.at"
+            yield at_key(("performance", key), f"performance.{key} is not for decoders yet", hint)
 
 
 def swept(recipe: Recipe) -> list[dict[str, int]]:
@@ -239,32 +224,32 @@ def swept(recipe: Recipe) -> list[dict[str, int]]:
     return [{"prompt": p, "new": min(SWEPT_NEW, context - p), "streams": s} for p, s in pairs]
 
 
-def _sweep(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    sweep, path, decoder = recipe.performance.sweep, ("performance", "sweep"), recipe.model.decoder
-    if sweep is None or decoder is None:
+def _sweep(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
+    sweep, path = recipe.performance.sweep, ("performance", "sweep")
+    if sweep is None:
         return
     for key in ("batch", "at", "latency_ms"):
         if getattr(sweep, key):
-            yield Problem(node.key_place((*path, key)), f"a decoder's sweep has no '{key}'", _SWEEP_EXAMPLE)
+            yield at_key((*path, key), f"a decoder's sweep has no '{key}'", _SWEEP_EXAMPLE)
     for index, prompt in enumerate(sweep.prompt):
         if prompt >= decoder.longest:
             message = f"a prompt of {prompt} tokens leaves no room in the context of {decoder.longest}"
-            yield Problem(node.at((*path, "prompt", index)).place, message, f"at most {decoder.longest - 1}")
+            yield at_value((*path, "prompt", index), message, f"at most {decoder.longest - 1}")
     if any(set(dims) != set(DECODER_DIMS) for dims in recipe.performance.at.values()):
         return  # told by `_shapes`
     if (count := len(swept(recipe))) > MOST_SWEPT:
-        yield Problem(node.key_place(path), f"the sweep has {count} pairs, {MOST_SWEPT} at most", "name fewer")
+        yield at_key(path, f"the sweep has {count} pairs, {MOST_SWEPT} at most", "name fewer")
     if not count:
-        yield Problem(node.key_place(path), "the sweep names nothing to measure", _SWEEP_EXAMPLE)
+        yield at_key(path, "the sweep names nothing to measure", _SWEEP_EXAMPLE)
 
 
 _SWEEP_EXAMPLE = "e.g. sweep: {streams: [1, 4], prompt: [32, 128]}"
 _EXAMPLE = "e.g. chat: {prompt: 128, new: 64, streams: 1}"
 
 
-def _budgets(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def _budgets(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
     for shape, budget in recipe.performance.budget.items():
         for field in budget.model_dump(exclude_none=True):
             if field not in DECODER_BUDGETS:
-                place = node.key_place(("performance", "budget", shape, field))
-                yield Problem(place, f"'{field}' is no budget of a decoder", f"use {', '.join(DECODER_BUDGETS)}")
+                path = ("performance", "budget", shape, field)
+                yield at_key(path, f"'{field}' is no budget of a decoder", f"use {', '.join(DECODER_BUDGETS)}")

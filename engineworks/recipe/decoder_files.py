@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engineworks.errors import ModelError, SamplesError
+from engineworks.errors import Keys, ModelError, SamplesError
 from engineworks.model.decoder.families import check_family, context_problems, read_config, vocabulary_of
 from engineworks.model.decoder.interface import DecoderInterface, read_interface
 from engineworks.model.export.from_huggingface import find_folder, source_files
 from engineworks.recipe.datasets.decoder_text import plan_decoder_text
 from engineworks.recipe.datasets.text import TOKENIZER_FILES
 from engineworks.recipe.decoder_part import Decoder
-from engineworks.recipe.file_lookup import Finder, FoundModel, Where
+from engineworks.recipe.file_lookup import Finder, FoundModel
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
 
-_DECODER: Where = ("model", "decoder")
+_DECODER: Keys = ("model", "decoder")
 
 
 def find_decoder(finder: Finder, recipe: Recipe, decoder: Decoder) -> tuple[FoundModel, int | None, bool]:
@@ -28,7 +28,7 @@ def find_decoder(finder: Finder, recipe: Recipe, decoder: Decoder) -> tuple[Foun
 
 
 def _huggingface(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int | None]:
-    where: Where = ("model", "source", "huggingface")
+    where: Keys = ("model", "source", "huggingface")
     nothing = FoundModel("huggingface", None, {})
     if not name or ((finder.folder / Path(name).expanduser()).is_dir() and finder.inside(where, name) is None):
         return nothing, None
@@ -47,7 +47,7 @@ def _huggingface(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundMode
 
 
 def _onnx(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int | None, bool]:
-    where: Where = ("model", "source", "onnx")
+    where: Keys = ("model", "source", "onnx")
     path = finder.file(where, name)
     files = finder.onnx_files(where, path) if path else {}
     folder = path.parent if path and any((path.parent / file).is_file() for file in TOKENIZER_FILES) else None
@@ -56,7 +56,7 @@ def _onnx(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int 
     return FoundModel("onnx", path, files, folder), face.vocabulary if face else None, grows
 
 
-def _interface(finder: Finder, where: Where, decoder: Decoder) -> DecoderInterface | None:
+def _interface(finder: Finder, where: Keys, decoder: Decoder) -> DecoderInterface | None:
     assert finder.outline is not None
     inputs, outputs = (
         [TensorSpec(d.name, d.dtype, _shape(d.name, d.shape)) for d in declared]

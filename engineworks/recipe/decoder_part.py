@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from engineworks.recipe.numbers import Length
+from engineworks.recipe.numbers import LARGEST_LENGTH, Length
 from engineworks.recipe.part import DimName, Part
 from engineworks.recipe.two_forms import as_numbers, numbers_schema
 
@@ -21,7 +21,19 @@ def _sum(value: str) -> str:
     return value
 
 
-Sum = Annotated[str, StringConstraints(max_length=200), AfterValidator(_sum)]
+def _number_as_text(value: object) -> object:
+    return str(value) if type(value) is int and 0 < value <= LARGEST_LENGTH else value
+
+
+Sum = Annotated[
+    str,
+    BeforeValidator(_number_as_text),
+    StringConstraints(max_length=200),
+    AfterValidator(_sum),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "maxLength": 200}, {"type": "integer", "minimum": 1, "maximum": LARGEST_LENGTH}]}
+    ),
+]
 
 
 class Decoder(Part):
@@ -37,8 +49,8 @@ class Decoder(Part):
     )
     ties: dict[DimName, Sum] = Field(
         default_factory=dict,
-        description="of an ONNX file whose cache grows: a dimension of its mask or its cache outputs, and the sum that "
-        "it is, e.g. total: past + sequence",
+        description="of an ONNX file: a dimension of its mask or of a growing cache, and the sum that it is, e.g. "
+        "total: past + sequence; or a length of the cache that the file leaves open, e.g. head_size: 64",
     )
 
     @property

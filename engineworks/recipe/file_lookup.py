@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engineworks.errors import ModelError, Problem, did_you_mean
+from engineworks.errors import Keys, ModelError, Problem, did_you_mean
 from engineworks.host.regular_files import kind_of, resolved
 from engineworks.model.export.from_huggingface import find_folder, task_of
 from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.model.soundness import external_file, shown
 from engineworks.recipe.yaml_nodes import Node
-
-Where = tuple[str | int, ...]
 
 SourceKind = Literal["onnx", "torch", "huggingface", "mlflow_pytorch"]
 
@@ -45,10 +43,10 @@ class Finder:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
         self.outline: Outline | None = None
 
-    def add(self, where: Where, message: str, hint: str = "", about: Where = (), *, missing: bool = False) -> None:
+    def add(self, where: Keys, message: str, hint: str = "", about: Keys = (), *, missing: bool = False) -> None:
         self.problems.append(Problem(self.node.at(where).place, message, hint, about, missing))
 
-    def inside(self, where: Where, name: str) -> Path | None:
+    def inside(self, where: Keys, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""
         try:
             path = resolved(self.folder / Path(name).expanduser())
@@ -62,7 +60,7 @@ class Finder:
         self.add(where, f"'{name}' leaves the repository and the data roots", hint)
         return None
 
-    def file(self, where: Where, name: str) -> Path | None:
+    def file(self, where: Keys, name: str) -> Path | None:
         path = self.inside(where, name)
         if path is None:
             return None
@@ -76,7 +74,7 @@ class Finder:
             return None
         return path
 
-    def onnx_files(self, where: Where, path: Path) -> dict[str, Path]:
+    def onnx_files(self, where: Keys, path: Path) -> dict[str, Path]:
         """The ONNX file and the files that hold its weights."""
         try:
             self.outline = read_outline(path)
@@ -100,7 +98,7 @@ class Finder:
                 files[name] = file
         return files
 
-    def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
+    def huggingface(self, where: Keys, name: str, task: str | None) -> Path | None:
         """A folder, else the newest snapshot of the id in the local cache; its task must be one that can be
         exported."""
         if (self.folder / Path(name).expanduser()).is_dir() and self.inside(where, name) is None:
@@ -114,7 +112,7 @@ class Finder:
             return None
         return model_folder
 
-    def code(self, where: Where, factory: str) -> dict[str, Path]:
+    def code(self, where: Keys, factory: str) -> dict[str, Path]:
         """The source files of `module:function`: its module and the modules that it imports from next to the recipe."""
         module = factory.partition(":")[0]
         files = source_closure(module, self.folder)
@@ -123,7 +121,7 @@ class Finder:
             self.add(where, f"no module '{module}' beside the recipe", expected)
         return {f.relative_to(self.folder).as_posix(): f for f in files}
 
-    def subfolder(self, where: Where, name: str) -> Path | None:
+    def subfolder(self, where: Keys, name: str) -> Path | None:
         """The folder, if it exists."""
         path = self.inside(where, name)
         if path is not None and not path.is_dir():

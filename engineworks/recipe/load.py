@@ -11,24 +11,18 @@ from typing import Literal
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
-from engineworks.errors import InputError, Place, Problem, RecipeError, TargetError, did_you_mean
+from engineworks.errors import InputError, Keys, Place, Problem, RecipeError, TargetError, did_you_mean
 from engineworks.host.regular_files import resolved
 from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading
 from engineworks.recipe.checks import check_recipe
-from engineworks.recipe.decoder import (
-    at_context,
-    contexts_of,
-    drop_own_keys,
-    is_decoder,
-    spell_out,
-    target_name,
-)
+from engineworks.recipe.decoder import at_context, contexts_of, drop_own_keys, is_decoder, spell_out, target_name
 from engineworks.recipe.files import RecipeFiles, resolve_files
+from engineworks.recipe.findings import Finding, at_value
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
-from engineworks.recipe.validation import Keys, validate, validate_rest
+from engineworks.recipe.validation import validate, validate_rest
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
 
@@ -159,11 +153,8 @@ def _read(path: Path, data_roots: Sequence[Path] = ()) -> _Read:
         recipe, wrong = validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    check_problems = [
-        *check_recipe(recipe, node),
-        *(_unknown_targets(recipe, node, known) if known is not None else ()),
-    ]
-    return _Read(recipe, node, known, wrong, problems, check_problems)
+    findings = [*check_recipe(recipe), *(_unknown_targets(recipe, known) if known is not None else ())]
+    return _Read(recipe, node, known, wrong, problems, [finding.problem(node) for finding in findings])
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:
@@ -243,11 +234,10 @@ def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
                 yield Problem(node.key_place(("targets", name, "options", option)), error.message, error.hint)
 
 
-def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) -> Iterator[Problem]:
+def _unknown_targets(recipe: Recipe, known: Mapping[str, Target]) -> Iterator[Finding]:
     for index, name in enumerate(recipe.targets):
         if name not in known:
-            place = node.at(("targets", index)).place
-            yield Problem(place, f"unknown target '{name}'", did_you_mean(name, known))
+            yield at_value(("targets", index), f"unknown target '{name}'", did_you_mean(name, known))
 
 
 def _refuse_nameless_mixtures(node: Node) -> Iterator[Problem]:

@@ -21,14 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from engineworks.errors import SamplesError
+from engineworks.host.lazy import NDArray, np
 from engineworks.host.regular_files import check_regular, open_regular
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 SUFFIX = ".npy"
 REASONS = (
@@ -120,8 +117,6 @@ class RowReader:
 
     def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
         """The rows [len(indices), …] in the array's dtype. Indices must ascend, also from call to call."""
-        import numpy as np
-
         if self._loaded is not None:
             return self._loaded[list(indices)]
         for before, index in pairwise((self._next - 1, *indices)):

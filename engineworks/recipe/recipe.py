@@ -251,8 +251,7 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(
-        1,
-        description="how often Triton runs an evaluation sample at every named shape (CPU: the smallest); 0: never",
+        1, description="how often Triton runs an evaluation sample at every named shape (CPU: the smallest); 0: never"
     )
     python_environment: str | None = Field(
         None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"

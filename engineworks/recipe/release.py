@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.decoder import target_names
+from engineworks.recipe.findings import Finding, at_key, at_value
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
-from engineworks.recipe.yaml_nodes import Node
 
 
-def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def batching_fits(recipe: Recipe) -> Iterator[Finding]:
     """Check that Triton can join requests along axis 0 of every tensor, up to the largest batch of the profiles."""
     batching = recipe.release.triton.dynamic_batching
     if batching is None:
@@ -23,25 +22,25 @@ def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     largest = largest_batch(recipe)
     if largest == 0:
         message = "dynamic batching needs a batch dimension that is axis 0 of every input and output"
-        yield Problem(node.key_place(path), message, "take dynamic_batching out")
+        yield at_key(path, message, "take dynamic_batching out")
         return
     if batching.measured and recipe.performance.serving.load is None:
         message = "measured dynamic batching needs a load, whose p99_ms is the limit"
-        yield Problem(node.key_place(path), message, "add e.g. performance.serving.load: {find_qps: true, p99_ms: 15}")
+        yield at_key(path, message, "add e.g. performance.serving.load: {find_qps: true, p99_ms: 15}")
     if batching.measured and (batching.preferred or batching.max_delay_us):
-        yield Problem(node.key_place(path), "dynamic batching is both given and measured", "leave measured alone")
+        yield at_key(path, "dynamic batching is both given and measured", "leave measured alone")
     for index, size in enumerate(batching.preferred):
         if size > largest:
-            place = node.at((*path, "preferred", index)).place
-            yield Problem(place, f"preferred batch {size} is larger than every profile allows", f"at most {largest}")
+            message = f"preferred batch {size} is larger than every profile allows"
+            yield at_value((*path, "preferred", index), message, f"at most {largest}")
 
 
-def load_is_given(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def load_is_given(recipe: Recipe) -> Iterator[Finding]:
     """Check that the served load is either a rate or a search for one."""
     load, path = recipe.performance.serving.load, ("performance", "serving", "load")
     if load is not None and (load.qps is None) == (not load.find_qps):
         what = "both qps and find_qps" if load.qps is not None else "neither qps nor find_qps"
-        yield Problem(node.key_place(path), f"the load names {what}", "give one: qps: 200, or find_qps: true")
+        yield at_key(path, f"the load names {what}", "give one: qps: 200, or find_qps: true")
 
 
 def is_served(recipe: Recipe) -> bool:
@@ -58,25 +57,25 @@ def largest_batch(recipe: Recipe) -> int:
     return max((ranges[dim][2] for ranges in recipe.shapes.values() if dim in ranges), default=0)
 
 
-def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def waivers_name_something(recipe: Recipe) -> Iterator[Finding]:
     """Check that every waiver names a check of an engine of this recipe."""
     engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in target_names(recipe)]
     for index, waiver in enumerate(recipe.waivers):
         path = ("waivers", index)
         if not waiver.check.strip("*?"):
-            place = node.at((*path, "check")).place
-            yield Problem(place, f"'{waiver.check}' would waive every check", "name the check, e.g. cosine[logits]")
+            where = (*path, "check")
+            yield at_value(where, f"'{waiver.check}' would waive every check", "name the check, e.g. cosine[logits]")
         if not any(fnmatchcase(engine, waiver.engine) for engine in engines):
-            place = node.at((*path, "engine")).place
             message = f"waiver for '{waiver.engine}', which is no engine of this recipe"
-            yield Problem(place, message, f"a glob over precision/target, e.g. {engines[0] if engines else '*/*'}")
+            where = (*path, "engine")
+            yield at_value(where, message, f"a glob over precision/target, e.g. {engines[0] if engines else '*/*'}")
 
 
-def aliases_differ(recipe: Recipe, node: Node) -> Iterator[Problem]:
+def aliases_differ(recipe: Recipe) -> Iterator[Finding]:
     """Check aliases: MLflow's have no dots, so targets that differ only in dots would share a champion."""
     names: dict[str, str] = {}
     for index, target in enumerate(recipe.targets):
         other = names.setdefault(target.replace(".", "_"), target)
         if other != target:
-            place = node.at(("targets", index)).place
-            yield Problem(place, f"'{target}' and '{other}' would have the same alias in MLflow", "rename one")
+            path = ("targets", index)
+            yield at_value(path, f"'{target}' and '{other}' would have the same alias in MLflow", "rename one")

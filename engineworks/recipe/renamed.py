@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-RENAMED: Mapping[tuple[str | int, ...], str] = {
+from engineworks.errors import Keys
+
+RENAMED: Mapping[Keys, str] = {
     ("calibration", "around"): "unquantized",
     ("performance", "regression", "most_s"): "max_s",
     ("time_limits", "duel"): "compare_champion",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
+from engineworks.host.lazy import Array, NDArray, np
 from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
 from engineworks.recipe.datasets.preparation import LENGTHS, PYTHON_SLICES, Preparation, Ragged
 from engineworks.recipe.npz import NpzReader, RowReader, read_headers
@@ -32,10 +33,6 @@ EVERY_SAMPLE = "*"
 """In place of an array: all samples are one slice, so that the whole metric gets its interval."""
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
     Arrays = dict[str, Array]
 
 
@@ -155,8 +152,6 @@ class SampleFile:
 
     def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
         """Rows by array name, [samples, …] → inputs in the model's own layout and the array's dtype."""
-        import numpy as np
-
         axes, feeds = batch_axes(self.specs), dict[str, Any]()
         for spec in self.specs:
             axis = axes[spec.name]
@@ -193,8 +188,6 @@ class SampleFile:
 
     def slice_names(self) -> NDArray[np.str_] | None:
         """The slice of each sample in use, str[count], in order; None where the recipe names none or a function."""
-        import numpy as np
-
         if self.slices is None or self.slice_function:
             return None
         if self.slices == EVERY_SAMPLE:
@@ -216,8 +209,6 @@ def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
 
     Unsigned types become signed for a negative `fill`.
     """
-    import numpy as np
-
     shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
     if all(a.shape[1:] == shape for a in arrays):
         return np.concatenate(arrays)
@@ -310,8 +301,6 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
     """The array in this shape, same dtype: repeated or cut along each axis; zeros for an empty one."""
-    import numpy as np
-
     for axis, length in enumerate(shape):
         have = array.shape[axis]
         if have == 0 or length == 0:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engineworks.errors import Problem, did_you_mean
+from engineworks.errors import Keys, Problem, did_you_mean
 from engineworks.recipe.cascading_errors import meant_key, without_cascading
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
@@ -16,8 +16,6 @@ from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node
 
 M = TypeVar("M", bound=BaseModel)
-Keys = tuple[str | int, ...]
-"""Keys and indices that lead to a value of a file."""
 
 
 def validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:

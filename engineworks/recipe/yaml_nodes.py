@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import Place, Problem, RecipeError
+from engineworks.errors import Keys, Place, Problem, RecipeError
 from engineworks.host.regular_files import read_regular
 
 MAX_NODES = 10_000
@@ -57,7 +57,7 @@ class Node:
             return [v.plain() for v in self.value]
         return self.value
 
-    def at(self, path: tuple[str | int, ...]) -> Node:
+    def at(self, path: Keys) -> Node:
         """The deepest node along `path` that exists."""
         node = self
         for step in path:
@@ -90,7 +90,7 @@ class Node:
         self.value[to] = self.value.pop(key)
         self.key_places[to] = self.key_places.pop(key)
 
-    def key_place(self, path: tuple[str | int, ...]) -> Place:
+    def key_place(self, path: Keys) -> Place:
         """The place of the last key of `path`, or of the deepest node above it."""
         parent = self.at(path[:-1])
         return parent.key_places.get(str(path[-1]), parent.place) if path else self.place

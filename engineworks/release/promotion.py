@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.backends._feeds import narrowed_feeds
@@ -14,6 +14,7 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
+from engineworks.host.lazy import NDArray, np
 from engineworks.host.packages import installed_version
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
@@ -26,10 +27,7 @@ from engineworks.tracking.champion_list import Standing
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.runs import Tracking
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from engineworks.typed_json import Record
 
 Action = Literal["promoted", "already champion", "kept", "overtaken"]
 
@@ -38,7 +36,7 @@ EXAMPLE_ROWS = 2
 
 
 @dataclass(frozen=True)
-class EngineRelease:
+class EngineRelease(Record):
     """The result for one engine. version: its own in the registry, None where it did not pass; before: version of the
     champion that it was compared with."""
 
@@ -48,9 +46,6 @@ class EngineRelease:
     before: int | None
     uri: str
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engineworks.host.lazy import np
 from engineworks.report.blocks import significant
 from engineworks.report.chart import (
     DASHES,
@@ -102,8 +103,6 @@ class Mark:
 
 def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float | None = None) -> str:
     """One row per engine on one logarithmic axis: the shape of its samples, its median and its p99."""
-    import numpy as np
-
     arrays = [np.asarray(r.samples) for r in rows]
     low = min(float(array.min()) for array in arrays)
     high = max(float(np.quantile(array, SHOWN_SHARE)) for array in arrays)

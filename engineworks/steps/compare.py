@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from engineworks.engines.backends import backend
-from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_session import load_engine, serving_from_json
+from engineworks.engines.backends.base import Serving, Session
+from engineworks.engines.engine_session import load_engine
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array, Misshapen, OutputComparison
+from engineworks.host.lazy import Array
+from engineworks.measure.accuracy import Misshapen, OutputComparison
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.served_report import Served
 from engineworks.recipe.batch import output_axes
@@ -52,7 +53,7 @@ def _columns(job: StepJob) -> dict[str, Any]:
 
 
 def _load(job: StepJob) -> Session:
-    serving = serving_from_json(job.params["serving"])
+    serving = Serving.from_json(job.params["serving"])
     target = job.params["target"]
     options = {**target["options"], **backend(target["backend"]).TRAITS.quiet_options}
     return load_engine(job.inputs["build"], {**target, "options": options}, serving=serving)

@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_session import load_engine, runner_of, serving_from_json
+from engineworks.engines.backends.base import Serving, Session
+from engineworks.engines.engine_session import load_engine, runner_of
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
-from engineworks.measure.accuracy import Array
-from engineworks.measure.champion import Champion, champion_from_json
-from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
+from engineworks.host.lazy import Array
+from engineworks.measure.champion import Champion
+from engineworks.measure.champion_report import Attempt, ChampionComparison
+from engineworks.measure.interleave import SIDES, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, confirm
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
 from engineworks.recipe.samples import feeds_at, samples_from_json
@@ -42,7 +42,7 @@ Measure = Callable[[int], Report]
 
 
 def run(job: StepJob) -> None:
-    champion = champion_from_json(job.unkeyed["champion"])
+    champion = Champion(**job.unkeyed["champion"])
     digest = Sidecar.read(job.inputs["build"]).sha256
     report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
     report |= {"confidence": job.params["confidence"], "earlier": job.unkeyed["earlier"]}
@@ -145,7 +145,7 @@ def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> S
     """Load an engine with the kernels that serving gets after its first seconds. A round ends before lazy kernels
     arrive, and general kernels are not what serving uses."""
     cache.mkdir(exist_ok=True)
-    serving = serving_from_json(params["serving"])
+    serving = Serving.from_json(params["serving"])
     if serving.kernels == "lazy":
         serving = replace(serving, kernels="eager")
     try:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.layer_times import TimedLayer, time_layers
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
 from engineworks.host.child import run_in_child
+from engineworks.host.lazy import onnx
 from engineworks.measure.layers import Layer, Layers
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
-
-if TYPE_CHECKING:
-    import onnx
 
 RUNS = 20
 """Runs that a layer's time is the mean of; long ones are profiled less often."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from engineworks.engines.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.half.graph import FORMATS, infer_types, split_model
@@ -25,10 +26,6 @@ from engineworks.recipe.recipe import AS_IS
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
 from engineworks.steps.step_job import StepJob
-
-if TYPE_CHECKING:
-    import onnx
-
 
 _PRODUCTS = frozenset({*GEMMS, "Conv", "ConvTranspose"})
 _SHOWN_NODES = 3
@@ -191,8 +188,6 @@ def _products(job: StepJob) -> dict[str, list[str]]:
 
 def _check(job: StepJob) -> None:
     """Check that the model follows the ONNX standard, before later steps read it."""
-    import onnx
-
     try:
         onnx.checker.check_model(str(job.out / MODEL_FILE))
     except onnx.checker.ValidationError as error:

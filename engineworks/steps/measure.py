@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import backend
-from engineworks.engines.backends.base import MemoryMeter, Session
-from engineworks.engines.engine_session import load_verified, runner_of, serving_from_json
+from engineworks.engines.backends.base import MemoryMeter, Serving, Session
+from engineworks.engines.engine_session import load_verified, runner_of
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
@@ -91,7 +91,7 @@ def _cache(job: StepJob) -> Path | None:
 
 
 def _load(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> Session:
-    serving = serving_from_json(job.params["serving"])
+    serving = Serving.from_json(job.params["serving"])
     return load_verified(engine, job.params["target"], serving=serving, cache=cache)
 
 

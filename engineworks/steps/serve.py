@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.engines.engine_session import load_engine, serving_from_json
+from engineworks.engines.engine_session import load_engine
 from engineworks.engines.passport import read_passport
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import TRUSTED_KEYS, Trust
@@ -117,7 +118,7 @@ def _serve(
 ) -> dict[str, Any]:  # fmt: skip
     """placed: whether the package is in the server's repository, to be loaded."""
     params = job.params
-    session = load_engine(job.inputs["build"], params["target"], serving=serving_from_json(params["serving"]))
+    session = load_engine(job.inputs["build"], params["target"], serving=Serving.from_json(params["serving"]))
     try:
         asked = questions(session, list(samples.batches(params["batches"])))
         smallest = max(1, min(params["batches"]))
@@ -236,7 +237,7 @@ def _measured(package: PackageSettings) -> bool:
 
 def _swaps(job: StepJob, process: StartedServer, repository: Path, model: str, samples: SampleFile) -> dict[str, Any]:
     """Exchange the model's folder for an equal one under traffic."""
-    session = load_engine(job.inputs["build"], job.params["target"], serving=serving_from_json(job.params["serving"]))
+    session = load_engine(job.inputs["build"], job.params["target"], serving=Serving.from_json(job.params["serving"]))
     try:
         asked = questions(session, [f for f, _ in zip(samples.batches(job.params["batches"]), range(8), strict=False)])
     finally:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engineworks.measure.served import Stop, pool_from_json, stop_from_json
+from engineworks.host.lazy import Array
+from engineworks.measure.served import PoolFacts, Stop
 from engineworks.measure.served_report import LoweredFacts, Movement
 from engineworks.recipe.npz import NpzReader
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, pool_key, run_key
-
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ class ShapesPlan:
         self.scale: dict[str, float] = report["scale"]
         self.by_rows: bool = report["mode"] == "rows"
         self.mixing: dict[str, float] = report["mixing"]
-        self.pools = [pool_from_json(p) for p in report["pools"]]
+        self.pools = [PoolFacts.from_json(p) for p in report["pools"]]
 
     def stops(self, *, device: bool) -> tuple[list[Stop], list[str]]:
         """Return the sequence for an engine on a device or on a CPU, and what of it is not tried."""
         listed = self._report["device" if device else "cpu"]
-        return [stop_from_json(s) for s in listed["stops"]], list(listed["notes"])
+        return [Stop.from_json(s) for s in listed["stops"]], list(listed["notes"])
 
     def rows(self, rows: ServedRows, pool: int) -> list[Arrays]:
         facts = self.pools[pool]

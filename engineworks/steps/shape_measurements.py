@@ -9,16 +9,8 @@ from typing import Any
 
 from engineworks.engines.backends.base import RunTimes, Session
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array
-from engineworks.measure.latency import (
-    BRIEF,
-    AtWork,
-    Sampling,
-    measure_latency,
-    percentiles,
-    rounded,
-    sample_runs,
-)
+from engineworks.host.lazy import Array
+from engineworks.measure.latency import BRIEF, AtWork, Sampling, measure_latency, percentiles, rounded, sample_runs
 
 LOOK_EVERY_S = 0.2
 """Minimum seconds between two samples of the device; one of a GPU takes a few milliseconds."""

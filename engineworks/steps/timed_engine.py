@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engineworks.engines.backends.base import Serving, Session
 from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.engine_session import load_engine, runner_of, serving_from_json
+from engineworks.engines.engine_session import load_engine, runner_of
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
 from engineworks.recipe.samples import feeds_at, samples_from_json
@@ -61,7 +61,7 @@ class TimedEngine:
     def follow(self, order: Mapping[str, Any]) -> dict[str, Any]:
         match order["do"]:
             case "load":
-                serving = serving_from_json(self._params["serving"])
+                serving = Serving.from_json(self._params["serving"])
                 if serving.kernels == "lazy":  # a round ends before lazy kernels arrive
                     serving = replace(serving, kernels="eager")
                 self._loaded = self._runs(serving, Path(self._cache.name))

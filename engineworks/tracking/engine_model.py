@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends.base import Session
+from engineworks.host.lazy import np
 from engineworks.tensors import TensorSpec
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.roles import (
@@ -30,7 +31,6 @@ from engineworks.tracking.roles import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
@@ -112,7 +112,6 @@ def _save(place: Path, model_id: str, model: EngineModel) -> None:
 def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ModelSignature:
     """Return names, dtypes and shapes, -1 for dynamic lengths; no outputs if NumPy lacks the dtype of one
     (bfloat16)."""
-    import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema
     from mlflow.types import TensorSpec as Tensor

@@ -169,10 +169,7 @@ class Registry:
         release, which is written before the alias is moved. passport: replaces the version's own.
         """
         for attempt in range(TRIES):
-            with (
-                self._alone(slot.model) as claim,
-                refusals(f"alias {slot.alias('champion')} cannot be moved"),
-            ):
+            with self._alone(slot.model) as claim, refusals(f"alias {slot.alias('champion')} cannot be moved"):
                 tags, current = self._state(slot)
                 if current not in (version, expected):
                     return "overtaken"

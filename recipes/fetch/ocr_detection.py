@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 MODEL = Wheel(
-    "rapidocr-onnxruntime",
-    "1.4.4",
-    {MODEL_NAME: "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9"},
+    "rapidocr-onnxruntime", "1.4.4", {MODEL_NAME: "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9"}
 )
 PHOTOS = Wheel(
     "scikit-image",

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"
 MODEL = Wheel(
-    "rapidocr-onnxruntime",
-    "1.4.4",
-    {MODEL_NAME: "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b"},
+    "rapidocr-onnxruntime", "1.4.4", {MODEL_NAME: "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b"}
 )
 SIZE = (320, 48)
 """Width and height that the network was trained on; narrower lines are filled up with grey."""

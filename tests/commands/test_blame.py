@@ -99,8 +99,7 @@ def test_a_crash_of_the_runtime_is_cut_down_and_a_second_search_builds_nothing(
 
 
 @pytest.mark.parametrize(
-    ("engine", "said"),
-    [("tiny", "is no engine's id"), ("huge/int8/cpu", "recipes/ has no recipe 'huge'")],
+    ("engine", "said"), [("tiny", "is no engine's id"), ("huge/int8/cpu", "recipes/ has no recipe 'huge'")]
 )
 def test_what_cannot_be_blamed_is_said(
     repository: Path, capsys: pytest.CaptureFixture[str], engine: str, said: str

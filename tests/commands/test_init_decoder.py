@@ -33,11 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("model", "text", "context", "pairs"),
-    [
-        ("model.onnx", "text.txt", 96, 4),
-        ("growing.onnx", "text.jsonl", 1024, 2),
-        ("hf", "text.txt", 96, 0),
-    ],
+    [("model.onnx", "text.txt", 96, 4), ("growing.onnx", "text.jsonl", 1024, 2), ("hf", "text.txt", 96, 0)],
 )
 def test_a_decoders_recipe_can_be_planned(folder, model, text, context, pairs):
     written = write_recipe(

@@ -116,10 +116,7 @@ def test_the_smaller_workspace_fits_into_what_is_free(
 
 
 def test_a_reason_that_only_names_the_vendors_source_gives_way_to_what_is_known(
-    failing: Callable[..., list[int]],
-    request_for: RequestFor,
-    operators: Operators,
-    monkeypatch: pytest.MonkeyPatch,
+    failing: Callable[..., list[int]], request_for: RequestFor, operators: Operators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As TensorRT-RTX 1.6 fails at an int8 convolution."""
     check = "Error Code 1: Myelin (MyelinCheckException: cudnn_impl.cpp:89: CHECK(dtype == myelinTypeFloat) failed)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import CudaError, FakeEngine, FakeRuntime, FakeTensor, FakeVendor
+from fake_gpu import CudaError, FakeContext, FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
 from engineworks.engines.backends import _cuda, _trt_load, _trt_log, _trt_tf32, tensorrt, tensorrt_rtx
 from engineworks.engines.backends._trt import Vendor
@@ -202,6 +202,24 @@ def test_shape_tensors_stay_in_host_memory(cuda: FakeRuntime, start: Callable[..
     cuda.cudaMemcpyAsync = lambda *a: copies.append(1) or (0,)  # type: ignore[method-assign,assignment,func-returns-value]
     assert start(engine).run({"n": np.array([3, 4])})["y"].tolist() == [4, 5]
     assert copies == []
+
+
+def test_equal_shapes_in_a_row_are_set_once(
+    cuda: FakeRuntime, start: Callable[..., TrtSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes_set: list[int] = []
+    set_shape = FakeContext.set_input_shape
+
+    def counted(context: FakeContext, name: str, shape: tuple[int, ...]) -> bool:
+        shapes_set.append(shape[0])
+        return set_shape(context, name, shape)
+
+    monkeypatch.setattr(FakeContext, "set_input_shape", counted)
+    session = start(doubling(cuda))
+    for number, size in enumerate([2, 2, 2, 3, 2, 2, 40, 40, 2]):
+        given = {"x": batch(size)["x"] + number}
+        assert np.array_equal(session.run(given)["y"], given["x"] * 2)
+    assert shapes_set == [2, 3, 2, 40, 2]
 
 
 def test_timed_runs_have_both_clocks_and_leave_the_feeds_be(

@@ -85,10 +85,7 @@ def slower_model() -> onnx.ModelProto:
     random = np.random.default_rng(3)
     graph, last = model.graph, "wide0"
     graph.node[-1].output[0] = "plain"
-    new = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "m0"], ["wide0"]),
-    ]
+    new = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "m0"], ["wide0"])]
     graph.initializer.append(numpy_helper.from_array(random.normal(0, 0.2, (16, width)).astype(np.float32), "m0"))
     for i in range(1, 13):
         weights = random.normal(0, 1 / np.sqrt(width), (width, width)).astype(np.float32)

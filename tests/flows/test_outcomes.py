@@ -85,10 +85,7 @@ def failing_night() -> tuple[Callable[..., Any], Mapping[str, Any]]:
     ],
 )
 def test_a_failed_gate_of_an_ordered_run_is_told_by_its_words(
-    failing: Callable[[], tuple[Any, Mapping[str, Any]]],
-    words: str,
-    repository: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    failing: Callable[[], tuple[Any, Mapping[str, Any]]], words: str, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     recipe = repository / "recipes" / "tiny.yaml"

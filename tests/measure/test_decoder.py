@@ -20,13 +20,7 @@ from engineworks.measure.decoder.situations import (
     worst_of,
     worst_position,
 )
-from engineworks.measure.decoder.texts import (
-    compare_texts,
-    greedy_agreement,
-    parting,
-    token_metrics,
-    why_parted,
-)
+from engineworks.measure.decoder.texts import compare_texts, greedy_agreement, parting, token_metrics, why_parted
 
 
 def test_uniform_logits_have_the_vocabulary_as_perplexity():

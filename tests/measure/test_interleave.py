@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from engineworks.measure.interleave import Attempt, Pace, interleave
+from engineworks.measure.champion_report import Attempt
+from engineworks.measure.interleave import Pace, interleave
 from engineworks.measure.regression import LOOKS, confirm
 
 
@@ -133,7 +134,7 @@ def test_too_little_time_is_inconclusive() -> None:
 
 def test_both_sides_load_first_equally_often_and_the_lots_are_seeded() -> None:
     found = attempt(1, 0.0, 0.02)
-    firsts = Counter(r.order[0] for r in found.rounds[1 : 1 + 2 * (len(found.rounds[1:]) // 2)])
+    firsts = Counter(r.loaded[0] for r in found.rounds[1 : 1 + 2 * (len(found.rounds[1:]) // 2)])
     assert firsts["champion"] == firsts["candidate"]
     assert attempt(1, 0.0, 0.02).to_json() == found.to_json()
 

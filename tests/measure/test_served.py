@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.measure.served import odd_multiple, odd_size, row_errors, row_picks, visit_from_json, visit_sequence
+from engineworks.measure.served import Visit, odd_multiple, odd_size, row_errors, row_picks, visit_sequence
 from engineworks.measure.served_checks import rounding_tolerance, served_findings, tolerance
 from engineworks.measure.served_report import Served, ServedAgainst
 
@@ -68,7 +68,7 @@ def test_a_shape_that_is_fixed_is_visited_twice() -> None:
 
 def test_visits_survive_json() -> None:
     for visit in visit_sequence({"text": TEXT}, "batch", [{"length": 31}]):
-        assert visit_from_json(visit.to_json()) == visit
+        assert Visit.from_json(visit.to_json()) == visit
 
 
 def test_rows_change_places_between_visits() -> None:

@@ -435,8 +435,7 @@ def test_a_tensor_that_the_model_lacks_is_answered_with_a_suggestion(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("feeds", "said"),
-    [({"z": 1}, "has no 'x'; it holds 'z'"), ({"x": 1, "z": 1}, "holds 'z', which is no input")],
+    ("feeds", "said"), [({"z": 1}, "has no 'x'; it holds 'z'"), ({"x": 1, "z": 1}, "holds 'z', which is no input")]
 )
 def test_samples_of_other_names_are_refused(tmp_path: Path, feeds: Mapping[str, int], said: str) -> None:
     path = save(tmp_path, [node("Relu", ["x"], ["y"])])

@@ -85,8 +85,7 @@ def test_ranges_of_the_model_and_data_in_use_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"),
-    [({"model": "0" * 64}, "made of another model"), ({}, "made of a model that they do not name")],
+    ("stored", "said"), [({"model": "0" * 64}, "made of another model"), ({}, "made of a model that they do not name")]
 )
 def test_ranges_of_another_model_are_refused(stored: dict[str, str], said: str) -> None:
     with pytest.raises(ModelError, match=f"{said}.*not of the one in use.*calibrate again") as error:
@@ -95,8 +94,7 @@ def test_ranges_of_another_model_are_refused(stored: dict[str, str], said: str) 
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
-    [({"sha256": "0" * 64}, "made of other data"), (None, "made of data that they do not name")],
+    ("data", "said"), [({"sha256": "0" * 64}, "made of other data"), (None, "made of data that they do not name")]
 )
 def test_ranges_of_other_data_are_refused(data: dict[str, str] | None, said: str) -> None:
     with pytest.raises(SamplesError, match=f"{said}.*not of the calibration data in use"):

@@ -12,12 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
-from engineworks.model.export.interface import (
-    Interface,
-    export_onnx,
-    interface_from_json,
-    require_packages,
-)
+from engineworks.model.export.interface import Interface, export_onnx, interface_from_json, require_packages
 from engineworks.model.export.trials import difference_of, trial_inputs
 from engineworks.tensors import InputRange, Profile, TensorSpec
 

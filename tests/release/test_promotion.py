@@ -291,10 +291,7 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
     release(named(built, "signed"), signed, tracking)
     assert mlflow.pyfunc.load_model("models:/signed@champion-cpu-int8").predict(example_feeds(built.plan))[
         "logits"
-    ].shape == (
-        2,
-        3,
-    )
+    ].shape == (2, 3)
     assert tracking.registry().get(Slot("signed", "cpu", "int8")).tags["engineworks.signed_by"]
     trust_mine(tmp_path / "another", monkeypatch)
     with pytest.raises(TrustError, match="which is not trusted here"):

@@ -184,10 +184,7 @@ def test_a_file_that_cannot_be_read_keeps_its_recipes_name() -> None:
     second = night(broken("q"), before=first)
     assert second.changes == ("queue: no result: bad",)
     assert night(queue, before=second).changes == ("queue: has results again",)
-    assert night(queue, before=night(broken("q"))).changes == (
-        "queue: has results again",
-        "queue/fp32/cpu: new, pass",
-    )
+    assert night(queue, before=night(broken("q"))).changes == ("queue: has results again", "queue/fp32/cpu: new, pass")
 
 
 def test_engines_that_only_left_out_are_neither_gone_nor_new() -> None:

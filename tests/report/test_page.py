@@ -11,7 +11,7 @@ import pytest
 from report_example import HOSTILE, NOW, example
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
-from engineworks.builds.step_facts import StepFact, step_fact_from_json
+from engineworks.builds.step_facts import StepFact
 from engineworks.report.background import Before, Point
 from engineworks.report.blame import blame_section
 from engineworks.report.graph import graph_svg
@@ -178,7 +178,7 @@ def test_every_step_is_drawn_once_and_after_what_it_reads() -> None:
 
 def test_a_step_is_the_same_after_the_record() -> None:
     for step in example()[0].dag:
-        assert step_fact_from_json(step.to_json()) == step
+        assert StepFact.from_json(step.to_json()) == step
     assert isinstance(example()[0].dag[0], StepFact)
 
 

@@ -149,11 +149,7 @@ def test_the_head_is_the_product_before_a_cap_or_a_bias() -> None:
 
 @pytest.mark.parametrize(("unquantized", "head_kept", "block"), [("fp32", False, 32), ("fp16", True, 64)])
 def test_a_gpu_keeps_the_head_and_a_cpu_has_small_blocks(
-    made,
-    tmp_path,
-    unquantized: str,
-    head_kept: bool,
-    block: int,
+    made, tmp_path, unquantized: str, head_kept: bool, block: int
 ) -> None:
     inputs = {"fold": made["tiny-decoder/fold"], "evaluation": made["tiny-decoder/prepare-evaluation"]}
     params = {"precision": "int4_weights", "unquantized": unquantized, "quantized": {"int4_weights": ["worthwhile:*"]}}

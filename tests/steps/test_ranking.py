@@ -10,13 +10,7 @@ from typing import Any
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.accuracy_report import Accuracy, MetricValues
 from engineworks.steps.partial_quantization.groups import Group
-from engineworks.steps.partial_quantization.ranking import (
-    make_trial,
-    rank,
-    shortest_list,
-    to_split,
-    worst_noise,
-)
+from engineworks.steps.partial_quantization.ranking import make_trial, rank, shortest_list, to_split, worst_noise
 
 
 def report(sqnr: float | None, metric: float | None = None, *, lower: bool = False, **output: Any) -> Accuracy:

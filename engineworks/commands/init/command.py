@@ -27,8 +27,7 @@ def init(
     name: Annotated[str | None, typer.Option("--name", help="Name of the recipe; default: the model's.")] = None,
     precisions: Annotated[str | None, typer.Option("--precisions", help="E.g. fp32,fp16,int8.")] = None,
     evaluation: Annotated[
-        str | None,
-        typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: synthetic."),
+        str | None, typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: synthetic.")
     ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Array or column with the labels.")] = None,
     calibration: Annotated[

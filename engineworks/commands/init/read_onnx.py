@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, get_args
 from engineworks.commands.init.dimensions import NAMELESS
 from engineworks.commands.init.draft import ModelFacts, Range, RawTensor
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_nodes
 from engineworks.model.onnx_files import check_tensors, dtype_name, graph_inputs, known_dim, load_model
 from engineworks.recipe.recipe import Input
 
 if TYPE_CHECKING:
-    import onnx
-
     from engineworks.tensors import Dim
 
 _SHAPED_BY_VALUES = frozenset({
@@ -57,8 +56,6 @@ def read_onnx(path: Path) -> ModelFacts:
 
 def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
     """Return outputs as the model declares them, with lengths of ONNX's shape inference where it gives none."""
-    import onnx
-
     declared = tuple(_raw(value) for value in model.graph.output)
     bare = onnx.ModelProto()
     try:

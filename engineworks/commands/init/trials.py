@@ -17,6 +17,7 @@ from typing import Any
 from engineworks.commands.init.draft import Range
 from engineworks.commands.init.guesses import Candidates
 from engineworks.commands.init.values import feeds
+from engineworks.host.lazy import np, ort
 from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
@@ -93,8 +94,6 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
 
 def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Run the model on samples: entry point of the child process."""
-    import numpy as np
-
     from engineworks.errors import RunError
     from engineworks.recipe.samples import open_samples
 
@@ -118,8 +117,6 @@ def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _session(model: str) -> Any:
-    import onnxruntime as ort
-
     options = exact_options()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     ort.set_default_logger_severity(4)

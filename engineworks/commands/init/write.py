@@ -8,13 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engineworks.commands.init.decoder import (
-    FoundDecoder,
-    decoder_in_folder,
-    decoder_in_onnx,
-    decoder_recipe,
-    is_text,
-)
+from engineworks.commands.init.decoder import FoundDecoder, decoder_in_folder, decoder_in_onnx, decoder_recipe, is_text
 from engineworks.commands.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
 from engineworks.commands.init.draft import DataFile, Draft, InitOptions, ModelFacts, Range
 from engineworks.commands.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
@@ -285,12 +279,7 @@ def _given_shapes(named: NamedDims, options: InitOptions, notes: list[str]) -> d
     return triples
 
 
-def _try(
-    model: Path | None,
-    named: NamedDims,
-    ranges: Mapping[str, Range],
-    wanted: Mapping[str, Candidates],
-) -> Trials:
+def _try(model: Path | None, named: NamedDims, ranges: Mapping[str, Range], wanted: Mapping[str, Candidates]) -> Trials:
     if model is None:
         return Trials()
     try:

@@ -9,16 +9,13 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
+from engineworks.host.lazy import NDArray, np, ort
 from engineworks.model.onnx_files import load_model
 from engineworks.model.runtime.ort_errors import ort_errors, plain
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 WARM_UP = 3
 """Runs before those that count; the profile of a session begins with its first run."""
@@ -26,8 +23,6 @@ WARM_UP = 3
 
 def profile_nodes(engine: Path, options: Any, feeds: Mapping[str, NDArray[np.generic]], runs: int) -> list[TimedLayer]:
     """Run the engine `runs` times under the profiler. options: of the session, at the level of a usual load."""
-    import onnxruntime as ort
-
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
         options.optimized_model_filepath = f"{folder}/final.onnx"

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import RunError
+from engineworks.host.lazy import NDArray, np
 from engineworks.tensors import Profile, TensorSpec
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from engineworks.engines.backends._ort_session import OrtSession
 
 
@@ -49,8 +48,6 @@ def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...
 def _feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]] | None:
     """Return one array per input, None for inputs that NumPy or the profile does not know. Floats are in [-1, 1], all
     else is 1, valid almost everywhere as a length, an index or an unmasked position."""
-    import numpy as np
-
     feeds: dict[str, NDArray[Any]] = {}
     for spec in inputs:
         if spec.name not in shapes or not hasattr(np, spec.dtype) or spec.dtype == "string":

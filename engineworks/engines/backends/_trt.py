@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.backends._trt_attention import written_out
 from engineworks.engines.backends._trt_config import (
@@ -41,11 +41,9 @@ from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, r
 from engineworks.engines.capabilities import PORTABLE_ONLY, why_not
 from engineworks.errors import BuildError, RunError, TargetError, UnsupportedError
 from engineworks.host.gpu import first_gpu
+from engineworks.host.lazy import onnx
 from engineworks.host.packages import installed_version
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ the model as it is first. If an Attention was the reason, it tries again with ev
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.shapes import infer_shapes
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import all_graphs
 from engineworks.model.onnx_files import load_model, opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 _DOMAIN = "engineworks.written_out"
 
@@ -52,8 +50,6 @@ def written_out(path: Path) -> onnx.ModelProto | None:
 
 def _body_of(node: onnx.NodeProto, types: dict[str, onnx.TypeProto], opset: int) -> onnx.FunctionProto | None:
     """The standard's function of this node, whose types and omitted inputs decide what it holds."""
-    import onnx
-
     schema: Any = onnx.defs.get_schema(node.op_type, opset)  # onnx 1.23's types lack this method
     given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     try:

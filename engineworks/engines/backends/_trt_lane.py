@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from engineworks.engines.backends._cuda import DeviceBuffer, DeviceMemoryError, Graph, PinnedBuffer, Stream
-from engineworks.engines.backends._feeds import Array, shapes_of
+from engineworks.engines.backends._feeds import shapes_of
 from engineworks.engines.backends._trt_dialect import Dialect
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import EngineTensor, choose_profile
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.tensors import Profile
 
 
@@ -37,7 +38,9 @@ class Lane:
         self.graphed, self._tried = False, not graphs or dialect.captures
         self._graph: tuple[object, Graph] | None = None
         self._allocators: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}
+        self._given: dict[str, Array] = {}
+        self._results: dict[str, Array] = {}
+        self._placed: dict[str, tuple[int, ...]] | None = None
         self._label = ""
         self._context = self._new_context(trial=not self._tried)
         self.stream = Stream()
@@ -47,14 +50,26 @@ class Lane:
     def place(self, arrays: Mapping[str, Array]) -> None:
         """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory.
 
-        arrays: one checked array per input, with the engine's dtype.
+        arrays: one checked array per input, with the engine's dtype. Equal shapes in a row are set once: a request of
+        one sample would wait longer for that than for the GPU.
         """
-        self._label = shapes_of(arrays)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != self._placed:
+            self._place(arrays)
+            repeatable = not self._allocators and not any(tensor.on_host for tensor in self._inputs)
+            self._placed = shapes if repeatable else None
+            return
+        for name, memory in self._given.items():
+            memory[...] = arrays[name]
+
+    def _place(self, arrays: Mapping[str, Array]) -> None:
+        self._placed, self._label = None, shapes_of(arrays)
+        self._results.clear()
         self._switch_profile(choose_profile(self._profiles, arrays, self._profile))
         for tensor in self._inputs:
             array = arrays[tensor.name]
-            self._sizes[tensor.name] = array.nbytes
-            self._pinned[tensor.name].view(array.shape, array.dtype)[...] = array
+            self._given[tensor.name] = self._pinned[tensor.name].view(array.shape, array.dtype)
+            self._given[tensor.name][...] = array
             self._check(self._context.set_input_shape(tensor.name, tuple(array.shape)), "took no shape")
             self._bind(tensor, array.nbytes)
         missing = self._context.infer_shapes()
@@ -69,7 +84,7 @@ class Lane:
         for tensor in self._inputs:
             if not tensor.on_host:
                 name = tensor.name
-                self.stream.copy_in(self._device[name].address, self._pinned[name].address, self._sizes[name])
+                self.stream.copy_in(self._device[name].address, self._pinned[name].address, self._given[name].nbytes)
 
     def launch(self) -> None:
         """Enqueue one run."""
@@ -82,8 +97,8 @@ class Lane:
         """Enqueue the outputs' copies to page-locked memory. Data-dependent sizes are known by then."""
         for tensor in self._outputs:
             if not tensor.on_host:
-                size = tensor.size(self.output_shape(tensor))
-                self.stream.copy_out(self._pinned[tensor.name].ensure(size), self._address(tensor), size)
+                size = self._result(tensor).nbytes
+                self.stream.copy_out(self._pinned[tensor.name].address, self._address(tensor), size)
 
     def wait(self) -> None:
         """Wait for the run. Raises `RunError` where it failed."""
@@ -148,16 +163,18 @@ class Lane:
     def fetch(self) -> dict[str, Array]:
         """Return copies of the last run's outputs, with the engine's shapes and dtypes; int4 is a row of packed bytes
         (uint8)."""
-        outputs = {}
-        for tensor in self._outputs:
-            shape = tensor.array_shape(self.output_shape(tensor))
-            outputs[tensor.name] = self._pinned[tensor.name].view(shape, tensor.dtype).copy()
-        return outputs
+        return {tensor.name: self._result(tensor).copy() for tensor in self._outputs}
 
-    def output_shape(self, tensor: EngineTensor) -> tuple[int, ...]:
-        """Return the tensor's shape in the last run."""
-        allocator = self._allocators.get(tensor.name)
-        return allocator.shape if allocator is not None else tuple(self._context.get_tensor_shape(tensor.name))
+    def _result(self, tensor: EngineTensor) -> Array:
+        """Return the page-locked memory of an output of the last run, in the array's shape and dtype."""
+        known = self._results.get(tensor.name)
+        if known is None:
+            allocator = self._allocators.get(tensor.name)
+            shape = allocator.shape if allocator is not None else tuple(self._context.get_tensor_shape(tensor.name))
+            known = self._pinned[tensor.name].view(tensor.array_shape(shape), tensor.dtype)
+            if allocator is None:
+                self._results[tensor.name] = known
+        return known
 
     def close(self) -> None:
         self._drop_graph()
@@ -231,7 +248,7 @@ class Lane:
             self._drop_graph()
             self._tried = True
             self._replace_context(graphs=self.graphed)
-            self.place(arrays)
+            self._place(arrays)
 
     def _try_graph(self) -> None:
         why = "the shape of an output depends on the data" if self._allocators else self._capture()
@@ -251,7 +268,8 @@ class Lane:
     def _capture(self) -> str | None:
         """Return why the run cannot be captured, None if it can. A run before it triggers the vendor's setup per
         shape."""
-        state = (self._label, self._profile, tuple(b.generation for b in self._device.values()))
+        shapes = {name: array.shape for name, array in self._given.items()}
+        state = (shapes, self._profile, tuple(b.generation for b in self._device.values()))
         if self._graph is not None and self._graph[0] == state:
             return None
         self._drop_graph()

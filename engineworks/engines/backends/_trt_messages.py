@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.backends._trt_log import WITHOUT_GPU
-
-if TYPE_CHECKING:
-    import onnx
+from engineworks.host.lazy import onnx
 
 _ON_CPU = "or build the model for a CPU target (backend: onnxruntime)"
 _REPLACE = f"replace it in the model, {_ON_CPU}"
@@ -116,8 +114,6 @@ def _of_node(operator: str, name: str, text: str) -> tuple[str, str]:
 
 def _strange_types(graph: onnx.GraphProto | None) -> Iterator[str]:
     """Yield inputs and constants of a type that TensorRT does not have: the parser does not name them."""
-    import onnx
-
     types = onnx.TensorProto.DataType
     plain = {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8", "BOOL", "INT4"}
     if graph is None:

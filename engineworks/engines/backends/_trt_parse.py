@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.backends._trt_log import Logger
 from engineworks.engines.backends._trt_messages import parser_message
 from engineworks.engines.backends._trt_reads import ignored_inputs
 from engineworks.errors import BuildError, UnsupportedError
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.node_uses import node_uses
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,6 @@ def interface_of(model: onnx.ModelProto) -> Interface:
 
 def _without_values(graph: onnx.GraphProto) -> onnx.GraphProto:
     """Return a copy without weights: protobuf frees memory only as a whole."""
-    import onnx
-
     light = onnx.GraphProto()
     for field in ("node", "input", "output"):
         getattr(light, field).extend(getattr(graph, field))

@@ -11,12 +11,10 @@ those, any layer that reads the input suffices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read, node_label, subgraphs
-
-if TYPE_CHECKING:
-    import onnx
 
 _SHAPE_READERS = frozenset({"Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike"})
 """Operators that read the shape of their input, not its values."""
@@ -96,8 +94,6 @@ def _outputs(layer: Any) -> Iterator[str]:
 
 def _input_name(node: onnx.NodeProto, index: int) -> str:
     """Return the operator's name of the input, and a space; '' where the standard does not know it."""
-    import onnx
-
     try:
         inputs = onnx.defs.get_schema(node.op_type, domain=node.domain).inputs
     except onnx.defs.SchemaError:

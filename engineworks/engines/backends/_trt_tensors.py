@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array, np
 from engineworks.tensors import InputRange, Profile, TensorSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,6 @@ class EngineTensor:
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype for a dtype name of this project; int4 is uint8 with two values in each."""
-    import numpy as np
-
     if name in ("bfloat16", "float8e4m3fn"):
         import ml_dtypes
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from engineworks.errors import TargetError, did_you_mean
 from engineworks.tensors import Profile, TensorSpec
+from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,7 @@ def check_options(title: str, given: Mapping[str, object], known: Mapping[str, O
 
 
 @dataclass(frozen=True)
-class Serving:
+class Serving(Record):
     """How all runs of an engine are done. cuda_graphs: replay the launches of a shape as one graph.
     kernels: TensorRT-RTX's kernels for a shape: "lazy" (general ones first, specialized ones swapped in later), "eager"
     (specialized before the first run) or "none" (general ones only). Backends without these features say so in the
@@ -112,9 +113,6 @@ class Serving:
 
     cuda_graphs: bool = False
     kernels: Literal["lazy", "eager", "none"] = "lazy"
-
-    def to_json(self) -> dict[str, object]:
-        return {"cuda_graphs": self.cuda_graphs, "kernels": self.kernels}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from engineworks.engines.backends.base import (
 from engineworks.engines.capabilities import CAPABILITIES, why_not, why_not_target
 from engineworks.errors import BuildError, RunError
 from engineworks.host import cpu, cpu_watch
+from engineworks.host.lazy import ort
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
@@ -136,8 +137,6 @@ def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     One engine serves all shapes; profiles do not change it. ONNX Runtime logs to standard error, which the child
     process forwards. Raises `BuildError`, and `TargetError` for an unknown option.
     """
-    import onnxruntime as ort
-
     check_options(TITLE, request.options, OPTIONS)
     start, form = time.perf_counter(), current()
     log(f"{TITLE} {ort.__version__}, {form.description()}, {request.model.name}")
@@ -225,8 +224,6 @@ def load_with_int8_activations(model: Path) -> OrtSession:
 def _session(
     model: Path, asked: Any, level: str, notes: Sequence[str] = (), *, graph: bytes | None = None
 ) -> OrtSession:  # fmt: skip
-    import onnxruntime as ort
-
     from engineworks.engines.backends._ort_session import OrtSession
 
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
@@ -242,8 +239,6 @@ def layer_times(
     cache: Path | None = None,
 ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
     """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
-    import onnxruntime as ort
-
     from engineworks.engines.backends._ort_layers import profile_nodes
 
     asked = session_options(options)
@@ -278,8 +273,6 @@ def device_watch() -> cpu_watch.LoadWatch:
 def session_options(options: Mapping[str, object], *, int8_activations: bool = False) -> Any:
     """Convert a target's options to ONNX Runtime's; its log shows errors only. int8_activations: an engine that is made
     with them rounds activations before products with int4 weights."""
-    import onnxruntime as ort
-
     session_config = exact_options(integer_kernels=True, int8_activations=int8_activations)
     session_config.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
     session_config.intra_op_num_threads = options.get("threads") or cpu.usable_cores()

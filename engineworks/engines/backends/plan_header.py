@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from engineworks.errors import RunError
+from engineworks.typed_json import Record
 
 HEADER_BYTES = 64
 MAGIC = b"vtrt"
@@ -21,7 +22,7 @@ which name no capability, set it. 12.1 came with 1.5."""
 
 
 @dataclass(frozen=True)
-class PlanHeader:
+class PlanHeader(Record):
     """plan_bytes: length of the whole file. later: whether GPUs unknown to the version may run it too."""
 
     magic: str
@@ -29,15 +30,6 @@ class PlanHeader:
     version: str
     compute_capabilities: tuple[str, ...]
     later: bool
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "magic": self.magic,
-            "plan_bytes": self.plan_bytes,
-            "version": self.version,
-            "compute_capabilities": list(self.compute_capabilities),
-            "later": self.later,
-        }
 
 
 def read_plan_header(data: bytes) -> PlanHeader:

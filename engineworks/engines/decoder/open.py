@@ -14,6 +14,7 @@ from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
+from engineworks.host.huge_pages import use_huge_pages
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.runtime.ort_errors import ort_errors, what_failed
 
@@ -49,6 +50,7 @@ def open_onnx_decoder(
         session = ort.InferenceSession(str(model), cpu.session_options(options), providers=["CPUExecutionProvider"])
     except ort_errors() as error:
         raise RunError(f"{model}: ONNX Runtime {what_failed(error, model)}", log=str(error)) from None
+    use_huge_pages()
     kind = OrtInPlaceDecoder if interface.form == "in_place" else OrtGrowingDecoder
     return kind(session, interface, streams)
 

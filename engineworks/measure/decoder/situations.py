@@ -14,16 +14,9 @@ memory holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineworks.host.packages import LazyModule
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-else:
-    np = LazyModule("numpy")
-
+from engineworks.host.lazy import NDArray, np
 from engineworks.measure.decoder.report import Difference, Exact, Refusal, Situation
 from engineworks.measure.served_checks import MOVED
 

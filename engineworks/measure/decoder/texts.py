@@ -15,17 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.decoder.report import Continuation
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-else:
-    np = LazyModule("numpy")
 
 ROWS = 32
 """Positions whose logits are in float64 at once."""

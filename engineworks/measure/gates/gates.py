@@ -21,6 +21,7 @@ from engineworks.measure.statistics import TAILS, enough_for, number_text, reach
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import METRIC_LIMITS, Limits
 from engineworks.tensors import NARROWED
+from engineworks.typed_json import Record
 
 CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
@@ -31,7 +32,7 @@ def message_of(value: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Record):
     """One limit compared with one measurement.
 
     waived: who accepts the failure, until when and why; '' without a waiver.
@@ -42,12 +43,9 @@ class Check:
     message: str
     waived: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        return dict(vars(self))
-
     @classmethod
-    def from_json(cls, value: Mapping[str, str]) -> Check:
-        """Read what `to_json` wrote; `waived` may be missing."""
+    def from_json(cls, value: Any, what: str = "") -> Check:
+        """Read what `to_json` wrote; `waived` may be missing, and `message` have its old name."""
         return cls(value["name"], cast("CheckVerdict", value["verdict"]), message_of(value), value.get("waived", ""))
 
     @property

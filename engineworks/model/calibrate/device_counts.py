@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.calibrate.histograms import BLOCK
 from engineworks.model.runtime.ort_forms import exact_options
-
-if TYPE_CHECKING:
-    import onnx
-    import onnxruntime
 
 ROWS = 1024
 """Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of a
@@ -36,9 +33,9 @@ class DeviceCounter:
 
     def __init__(self, bins: int, providers: Sequence[Any], device: str) -> None:
         self._bins, self._providers, self._device = bins, list(providers), device
-        self._sessions: dict[tuple[str, str], onnxruntime.InferenceSession] = {}
+        self._sessions: dict[tuple[str, str], ort.InferenceSession] = {}
 
-    def extremes(self, tensor: onnxruntime.OrtValue, dtype: str) -> tuple[float, float]:
+    def extremes(self, tensor: ort.OrtValue, dtype: str) -> tuple[float, float]:
         """Return the smallest and largest value of a tensor [any shape]; NaN in both if one is NaN."""
         session = self._session("extremes", dtype)
         low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
@@ -46,9 +43,7 @@ class DeviceCounter:
             return math.nan, math.nan
         return low, high
 
-    def count(
-        self, tensor: onnxruntime.OrtValue, dtype: str, size: int, exponent: int, every: int = 1
-    ) -> NDArray[np.int64]:
+    def count(self, tensor: ort.OrtValue, dtype: str, size: int, exponent: int, every: int = 1) -> NDArray[np.int64]:
         """Count as `BinCounter.count` does: int64[bins] of the tensor's `size` values, or of one block of `BLOCK` in
         `every`."""
         block = 1 if every == 1 else BLOCK
@@ -66,22 +61,20 @@ class DeviceCounter:
         counts[0] -= padding  # zeros that fill the last row
         return counts
 
-    def _session(self, kind: str, dtype: str) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
+    def _session(self, kind: str, dtype: str) -> ort.InferenceSession:
         if (kind, dtype) not in self._sessions:
             graph = _extremes(dtype) if kind == "extremes" else _counts(dtype, self._bins)
             options = exact_options()
             options.log_severity_level = 3
             options.intra_op_num_threads = 1
-            made = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=self._providers)
+            made = ort.InferenceSession(graph.SerializeToString(), options, providers=self._providers)
             self._sessions[kind, dtype] = made
         return self._sessions[kind, dtype]
 
     def _run(
         self,
-        session: onnxruntime.InferenceSession,
-        tensors: Mapping[str, onnxruntime.OrtValue],
+        session: ort.InferenceSession,
+        tensors: Mapping[str, ort.OrtValue],
         arrays: Mapping[str, Any] | None = None,
     ) -> list[NDArray[Any]]:
         binding = session.io_binding()
@@ -98,8 +91,6 @@ class DeviceCounter:
 
 def _extremes(dtype: str) -> onnx.ModelProto:
     """Make the graph x → least, most: scalars; and the sum of 0 · x, which is NaN if a value is not finite."""
-    import onnx
-
     make = onnx.helper.make_node
     nodes = [
         make("Cast", ["x"], ["f"], to=onnx.TensorProto.FLOAT),
@@ -118,8 +109,6 @@ def _counts(dtype: str, bins: int) -> onnx.ModelProto:
 
     Sums of a row are exact in fp32 up to 2^24, and a row holds one value in 1024.
     """
-    import onnx
-
     make = onnx.helper.make_node
     nodes = [
         make("Reshape", ["x", "flat"], ["all"]),
@@ -162,8 +151,6 @@ def _model(
     outputs: Mapping[str, str],
     constants: Mapping[str, NDArray[Any]],
 ) -> onnx.ModelProto:
-    import onnx
-
     def value(name: str, dtype: str) -> onnx.ValueInfoProto:
         shape = [None] * _RANKS[name] if name in _RANKS else None
         return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import np
 from engineworks.typed_json import Document
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Batch = Mapping[str, NDArray[Any]]
-else:
-    np = LazyModule("numpy")
 
 DRAWN = 1024
 """Approximate number of values kept of each input, evenly from all samples: the empirical distribution."""

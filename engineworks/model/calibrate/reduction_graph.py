@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.calibrate.values import LARGE, SAMPLED_EVERY, Same
 from engineworks.model.onnx_files import opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 LEAST_OPSET = 10
 """First opset in which Slice has its bounds as inputs."""
@@ -60,8 +57,6 @@ def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sam
 
     tensors: their ranks by name, 0 if unknown.
     """
-    import onnx
-
     graph, opset = model.graph, opset_of(model)
     del graph.output[:]
     if sample:
@@ -88,8 +83,6 @@ def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx
     A tensor of images or sequences is reduced by rows first, because ONNX Runtime uses several threads for rows and one
     for a whole tensor.
     """
-    import onnx
-
     make = onnx.helper.make_node
     nodes = [make("Size", [tensor], [names.size])]
     rows = f"{names.size}:rows"
@@ -106,8 +99,6 @@ def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx
 
 def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodeProto]:
     """Reduce rows; the axis is an attribute in older opsets and an input since."""
-    import onnx
-
     make = onnx.helper.make_node
     if opset < (13 if kind == "ReduceSum" else 18):
         return [make(kind, [rows], [result], axes=[1], keepdims=0)]
@@ -121,8 +112,6 @@ def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodePro
 def _sampling(tensor: str, size: str, sample: str) -> list[onnx.NodeProto]:
     """Sample one value in `SAMPLED_EVERY` of a large tensor, all of a small one, none if `FROM` lies beyond the
     tensor."""
-    import onnx
-
     make = onnx.helper.make_node
     large, every, flat = (f"{sample}:{what}" for what in ("large", "every", "flat"))
     to, axis = f"{_PREFIX}to", f"{_PREFIX}axis"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
-    import onnxruntime
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -34,14 +31,12 @@ it costs a quarter, and ONNX Runtime's longer default a half."""
 
 def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     """Return execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" if there is none."""
-    import onnxruntime
-
-    there = CUDA_PROVIDER in onnxruntime.get_available_providers() and first_gpu() is not None
+    there = CUDA_PROVIDER in ort.get_available_providers() and first_gpu() is not None
     if device == "cuda" and not there:
         raise CalibrationError("calibration on CUDA: ONNX Runtime has no CUDA provider here, or there is no GPU")
     if device == "cpu" or not there:
         return [CPU_PROVIDER]
-    onnxruntime.preload_dlls()
+    ort.preload_dlls()
     return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
 
 
@@ -52,8 +47,6 @@ def write_part(part: onnx.ModelProto, file: Path, *, external: bool = False) -> 
     external: write weights next to the graph, one by one, because writing one large file that holds them takes three
     times their size. They stay mapped into memory then, in addition to ONNX Runtime's own copies.
     """
-    import onnx
-
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in part.graph.initializer):
         serialized: bytes = part.SerializeToString()
         return serialized
@@ -69,15 +62,13 @@ def open_session(
     providers: Sequence[str | tuple[str, dict[str, str]]],
     *,
     alone: bool = False,
-) -> onnxruntime.InferenceSession:
+) -> ort.InferenceSession:
     """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
     was cut from.
 
     alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which copies
     weights once and tensors wherever they are output, and its threads may spin for a moment.
     """
-    import onnxruntime
-
     options = exact_options()
     options.graph_optimization_level = ort_level("all" if alone else "extended")
     options.enable_cpu_mem_arena = False
@@ -88,7 +79,7 @@ def open_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
     with ort_errors_as(CalibrationError, f"{source}: ONNX Runtime does not load the model"):
         model = part if isinstance(part, bytes) else str(part)
-        return onnxruntime.InferenceSession(model, options, providers=list(providers))
+        return ort.InferenceSession(model, options, providers=list(providers))
 
 
 def check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:

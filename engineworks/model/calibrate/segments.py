@@ -11,13 +11,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import without_initializers
-
-if TYPE_CHECKING:
-    import onnx
 
 TENSORS_PER_SEGMENT = 8
 """Wanted tensors of one segment. Fewer save little memory and cost fusions and calls."""
@@ -81,8 +78,6 @@ def _segment(
 
 def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, int]) -> onnx.ModelProto:
     """Return the ONNX model of one segment: its nodes, the weights that they use, its inputs (typed, of any shape)."""
-    import onnx
-
     part = onnx.ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
@@ -106,8 +101,6 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """Return types, and known shapes, by tensor name, without tensors of unknown element type."""
-    import onnx
-
     inferred = onnx.shape_inference.infer_shapes(_without_weights(model))
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     return {value.name: value.type.tensor_type for value in values if value.type.tensor_type.elem_type}
@@ -115,8 +108,6 @@ def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the same graph with only names and types of the weights; small ones stay, because they may be shapes."""
-    import onnx
-
     bare = without_initializers(model)
     for tensor in model.graph.initializer:
         if tensor.ByteSize() <= _STRIP_ABOVE_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL:

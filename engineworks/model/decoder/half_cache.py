@@ -6,13 +6,9 @@ the TensorScatter between them become float16, and those casts go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.lower.half.graph import infer_types, split_model
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def halve_cache(model: onnx.ModelProto, interface: DecoderInterface) -> None:
@@ -22,9 +18,7 @@ def halve_cache(model: onnx.ModelProto, interface: DecoderInterface) -> None:
 
 class _Halving:
     def __init__(self, model: onnx.ModelProto, interface: DecoderInterface) -> None:
-        from onnx import TensorProto
-
-        self._graph, self._half, self._float = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT
+        self._graph, self._half, self._float = model.graph, onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
         self._types = infer_types(*split_model(model))
         self._outputs = {c.output for c in interface.caches}
         self._io = self._outputs | {c.input for c in interface.caches}
@@ -97,7 +91,5 @@ class _Halving:
 
     @staticmethod
     def _cast(given: str, made: str, to: int) -> onnx.NodeProto:
-        from onnx import helper
-
-        node: onnx.NodeProto = helper.make_node("Cast", [given], [made], name=f"{made}_cast", to=to)
+        node: onnx.NodeProto = onnx.helper.make_node("Cast", [given], [made], name=f"{made}_cast", to=to)
         return node

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from engineworks.errors import ModelError
 from engineworks.model.decoder.ties import WHOLE, Term, read_ties, total_of
 from engineworks.tensors import Dim, TensorSpec
+from engineworks.typed_json import Record
 
 DECODER_FILE = "decoder.json"
 
@@ -25,7 +26,7 @@ Form = Literal["in_place", "growing"]
 
 
 @dataclass(frozen=True)
-class CacheTensor:
+class CacheTensor(Record):
     """One tensor of the cache.
 
     shape: lengths and names of dimensions. batch, length: the axes that count sequences and positions.
@@ -43,16 +44,9 @@ class CacheTensor:
         given = {self.batch: batch, self.length: length}
         return tuple(given.get(axis, int(d) if isinstance(d, int) else 1) for axis, d in enumerate(self.shape))
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> CacheTensor:
-        return cls(**{**value, "shape": tuple(value["shape"])})
-
 
 @dataclass(frozen=True)
-class DecoderInterface:
+class DecoderInterface(Record):
     """A decoder's tensors.
 
     context: positions of the cache. mask: input of ones [batch, past + sequence], unless mask_terms say otherwise;
@@ -75,6 +69,23 @@ class DecoderInterface:
     mask_terms: tuple[Term, ...] = WHOLE
     ties: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
 
+    @property
+    def open_dims(self) -> Mapping[str, str]:
+        """Names of the caches' dimensions that are neither batch nor positions and have no length, each with a cache
+        that has it."""
+        return {
+            d: c.input
+            for c in reversed(self.caches)
+            for axis, d in enumerate(c.shape)
+            if isinstance(d, str) and axis not in (c.batch, c.length)
+        }
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> DecoderInterface:
+        """Return the interface with these lengths of its open dimensions; other names are ignored."""
+        known = {name: length for name, length in lengths.items() if name in self.open_dims}
+        caches = tuple(replace(c, shape=tuple(known.get(str(d), d) for d in c.shape)) for c in self.caches)
+        return replace(self, caches=caches)
+
     def mask_length(self, past: int, sequence: int) -> int:
         return total_of(self.mask_terms, past, sequence)
 
@@ -88,17 +99,6 @@ class DecoderInterface:
                 size *= length
             total += size
         return total
-
-    def to_json(self) -> dict[str, Any]:
-        made = {**vars(self), "caches": [c.to_json() for c in self.caches], "notes": list(self.notes)}
-        return made | {"mask_terms": list(self.mask_terms), "ties": {n: list(t) for n, t in self.ties.items()}}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> DecoderInterface:
-        caches = tuple(CacheTensor.from_json(c) for c in value["caches"])
-        ties = {name: tuple(terms) for name, terms in value.get("ties", {}).items()}
-        tied = {"mask_terms": tuple(value.get("mask_terms", WHOLE)), "ties": ties}
-        return cls(**{**value, "caches": caches, "notes": tuple(value["notes"]), **tied})
 
 
 _PAST = (
@@ -170,7 +170,10 @@ def read_interface(
         others[role].name if role in others else "" for role in ("positions", "mask", "position_ids")
     )
     face = DecoderInterface(form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids)
-    return _tied(face, ties, ids, by_input, by_output) if ties else face
+    lengths = {name: int(text) for name, text in ties.items() if name in face.open_dims and text.strip().isdecimal()}
+    sums = {name: text for name, text in ties.items() if name not in lengths}
+    face = face.with_lengths(lengths)
+    return _tied(face, sums, ids, by_input, by_output) if sums else face
 
 
 def _tied(

@@ -6,12 +6,8 @@ With a dynamic batch, products at batch 1 run a general kernel: SmolLM2-135M dec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.interface import DecoderInterface
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def fix_shape(model: onnx.ModelProto, interface: DecoderInterface, batch: int, tokens: int) -> None:

@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ExportError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.host.packages import installed_version
 from engineworks.model.graphs import all_tensors
 from engineworks.model.onnx_files import MODEL_FILE, check_tensors, external_files, load_model, opset_of
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
-
-if TYPE_CHECKING:
-    import onnx
+from engineworks.typed_json import Record
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def interface_from_json(value: Mapping[str, Any]) -> Interface:
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Record):
     """What was exported and how.
 
     exporter: "copy", "torch.onnx (dynamo)" or "torch.onnx (TorchScript)". files: all names written, the model first.
@@ -73,12 +72,6 @@ class ExportReport:
     seconds: float
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "exporter": self.exporter, "opset": self.opset, "files": list(self.files), "bytes": self.bytes,
-            "seconds": self.seconds, "notes": list(self.notes), "versions": dict(self.versions),
-        }  # fmt: skip
 
 
 def export_onnx(source: Path, out: Path) -> ExportReport:
@@ -97,11 +90,7 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
         _copy(source.parent / name, out / name)
     files = (MODEL_FILE, *names)
     return ExportReport(
-        exporter="copy",
-        opset=opset,
-        files=files,
-        bytes=folder_bytes(out, files),
-        seconds=time.monotonic() - started,
+        exporter="copy", opset=opset, files=files, bytes=folder_bytes(out, files), seconds=time.monotonic() - started
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engineworks.errors import ModelError, did_you_mean
+from engineworks.errors import Keys, ModelError, did_you_mean
 from engineworks.host.regular_files import open_regular
 from engineworks.model.soundness import external_number, shown
 from engineworks.tensors import Dim, TensorSpec
@@ -35,7 +35,6 @@ _DTYPES: Mapping[int, str] = {
 """TensorProto.DataType; others, such as float8, are no inputs that a recipe could declare."""
 
 Span = tuple[int, int]
-Where = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def interface_problems(
     inputs: Sequence[TensorSpec], outputs: Mapping[str, Sequence[Dim]], outline: Outline
-) -> Iterator[tuple[Where, str, str]]:
+) -> Iterator[tuple[Keys, str, str]]:
     """Every difference between the recipe's inputs and outputs and the model's: what of the recipe it is about, a
     sentence, and what to do."""
     known = {value.name: value for value in outline.inputs}
@@ -125,7 +124,7 @@ def interface_problems(
 _TENSORS_ONLY = "export the model with tensors only"
 
 
-def _input_problems(spec: TensorSpec, has: Declared) -> Iterator[tuple[Where, str, str]]:
+def _input_problems(spec: TensorSpec, has: Declared) -> Iterator[tuple[Keys, str, str]]:
     where, what = ("inputs", spec.name), f"input '{spec.name}'"
     if has.kind != "tensor":
         yield where, f"{what} is no tensor but a {has.kind or 'value without a type'}", _TENSORS_ONLY
@@ -147,7 +146,7 @@ def _input_problems(spec: TensorSpec, has: Declared) -> Iterator[tuple[Where, st
             yield (*where, "shape", axis), f"{what}, axis {axis}: {problem}", hint
 
 
-def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator[tuple[Where, str, str]]:
+def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator[tuple[Keys, str, str]]:
     """Ranks and lengths only: a name of a dimension may stand for a length that the model claims from its export."""
     if has.shape is None or has.kind != "tensor":
         return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engineworks.errors import EngineworksError, ExportError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.export.interface import ExportReport, Interface, folder_bytes, versions_of
 from engineworks.model.export.source_code import user_failure
 from engineworks.model.export.torch_graph import convert_opset, name_interface, name_nodes, opset_of
@@ -163,8 +164,6 @@ def _export_checked(
     interface: Interface, out: Path, trials: list[Trial], repeatable: bool,
 ) -> list[str]:  # fmt: skip
     """Export, write and check; returns notes for the report."""
-    import onnx
-
     model, notes = export(wrapped, interface, trials[-1].inputs)
     name_nodes(model, WRAPPED)
     convert_opset(model, interface.opset)
@@ -213,7 +212,6 @@ def _export_dynamo(wrapped: torch.nn.Module, interface: Interface, inputs: Array
 def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: Arrays) -> tuple[ir.Model, list[str]]:
     """Traced with the example's values; what tracing may have frozen is noted. The weights are read back into memory,
     as the exporter may write them as files."""
-    import onnx
     import torch
     from onnxscript import ir
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError, SamplesError
+from engineworks.host.lazy import onnx
 from engineworks.model.export.outline import Declared, Outline, interface_problems
 from engineworks.model.graphs import all_graphs
 from engineworks.model.onnx_files import dtype_name, known_dim
 from engineworks.tensors import Dim, TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 Shape = tuple[Dim, ...]
 Symbols = dict[str, Dim]

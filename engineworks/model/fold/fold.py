@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.equivalence import (
     Expected,
     check_same_twice,
@@ -35,12 +36,11 @@ from engineworks.model.fold.report import Fallback, FoldReport
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
-from engineworks.model.opset import check_operators, lower_to_limits
+from engineworks.model.opset import STANDARD, check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[np.generic]]
@@ -162,7 +162,7 @@ def _first_proven(
     last = fallbacks[-1]
     raise FoldError(
         f"{source}: no way to fold gave an equal model; '{last.strategy}', the last: {last.why}",
-        hint=_hint(prepared),
+        hint=STANDARD if "No Op registered" in last.why else _hint(prepared),  # the checker has no codes
         log="\n".join(f"{given_up.strategy}: {given_up.why}" for given_up in fallbacks),
     )
 
@@ -181,8 +181,6 @@ def _attempt(
     strategy: Strategy, prepared: Prepared, original: _Original, path: Path
 ) -> tuple[onnx.ModelProto, dict[str, float]]:
     """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
-    import onnx
-
     copy = deepcopy(prepared.model)
     try:
         folded = strategy.fold(copy, path.parent)

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.equivalence import runtime_reason
 from engineworks.model.fold.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.fold.names import name_tensors
@@ -23,9 +23,6 @@ from engineworks.model.fold.shapes import fold_known_shapes, infer_shapes, spell
 from engineworks.model.fold.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches
 from engineworks.model.graphs import names_read, sort_nodes, subgraphs
 from engineworks.model.tensor_storage import attach, tensor_bytes
-
-if TYPE_CHECKING:
-    import onnx
 
 _SMALLEST_LIMIT_BYTES = 1 << 20
 _MAX_PASSES = 16
@@ -185,8 +182,6 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
     graphsurgeon has the constants of a branch computed in a model of ONNX's newest IR version, which ONNX Runtime may
     not read yet: `ir_version` replaces it meanwhile.
     """
-    import onnx
-    import onnxruntime
     from onnx_graphsurgeon.logger.logger import G_LOGGER as SURGEON
     from polygraphy.logger import G_LOGGER as POLYGRAPHY
 
@@ -198,7 +193,7 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
 
     with _TOOLS, POLYGRAPHY.verbosity(POLYGRAPHY.CRITICAL + 1):
         SURGEON.log = collect
-        onnxruntime.set_default_logger_severity(_RUNTIME_FATAL)
+        ort.set_default_logger_severity(_RUNTIME_FATAL)
         newest = onnx.IR_VERSION
         onnx.IR_VERSION = ir_version  # type: ignore[assignment]
         try:
@@ -206,4 +201,4 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
         finally:
             onnx.IR_VERSION = newest
             del SURGEON.log
-            onnxruntime.set_default_logger_severity(_RUNTIME_DEFAULT_SEVERITY)
+            ort.set_default_logger_severity(_RUNTIME_DEFAULT_SEVERITY)

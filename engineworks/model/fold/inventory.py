@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.node_uses import node_uses, operator_name
 from engineworks.model.fold.report import Inventory
 from engineworks.model.graphs import all_nodes, all_tensors
 from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs, opset_of
 from engineworks.model.tensor_storage import tensor_bytes
-
-if TYPE_CHECKING:
-    import onnx
 
 _NOT_PARAMETERS = frozenset({"int64", "int32", "bool", "string"})
 

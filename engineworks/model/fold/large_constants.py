@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import NDArray, onnx, ort
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
 from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
-
-if TYPE_CHECKING:
-    import onnx
-    from numpy.typing import NDArray
 
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Their constants are the quantization itself."""
@@ -36,8 +32,6 @@ def fold_large_constants(model: onnx.ModelProto, spill: Path, limit_bytes: int) 
 
     Expects sorted nodes and unique names; does nothing for models with few such weights.
     """
-    import onnx
-
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     wanted = _wanted_nodes(graph, constants)
@@ -98,9 +92,6 @@ def _computed(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], model: onnx.ModelProto
 ) -> dict[str, NDArray[np.generic]] | None:
     """The node's outputs, computed by ONNX Runtime; None where it, or NumPy, does not know the operator or dtype."""
-    import onnx
-    import onnxruntime
-
     names = list(dict.fromkeys(name for name in node.input if name))
     if any(onnx.helper.tensor_dtype_to_np_dtype(constants[name].data_type).kind not in "fiub" for name in names):
         return None
@@ -115,9 +106,9 @@ def _computed(
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = exact_options()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(outputs, session.run(outputs, feeds), strict=True))
     except runtime_failures():
         return None

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableSequence
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_graphs, all_nodes, fresh_name, subgraphs
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def has_duplicate_node_names(graph: onnx.GraphProto) -> bool:

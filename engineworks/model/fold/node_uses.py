@@ -6,13 +6,10 @@ A use is an operator and, after a colon, what is particular about it: 'LSTM', 'L
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_nodes
 from engineworks.model.tensor_storage import is_external, tensor_values
-
-if TYPE_CHECKING:
-    import onnx
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _UNSIGNED = ("uint8", "uint16", "uint4", "uint2")
@@ -66,8 +63,6 @@ def _quantizer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) 
 
 def stored_type(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str:
     """Type of the quantized side of a QuantizeLinear or DequantizeLinear, such as 'int8'; '' where it is unknown."""
-    import onnx
-
     zero = constants.get(node.input[2]) if len(node.input) > 2 else None
     tensor = zero if zero is not None else constants.get(node.input[0])
     if zero is None and node.op_type == "QuantizeLinear":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.dims import Symbols, apply_inputs, forget_inner_shapes
 from engineworks.model.fold.names import name_nodes, name_tensors
 from engineworks.model.fold.shapes import infer_shapes
+from engineworks.model.fold.spelled_out import NORM, spell_out_norms
 from engineworks.model.fold.tidy import (
     constants_to_initializers,
     copy_constant_outputs,
@@ -20,9 +21,6 @@ from engineworks.model.graphs import sort_nodes
 from engineworks.model.onnx_files import ir_version_for, known_dim
 from engineworks.model.opset import inline_functions, raise_opset, tidy_domains
 from engineworks.tensors import Dim, TensorSpec
-
-if TYPE_CHECKING:
-    import onnx
 
 _KEPT_FIELDS = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
 
@@ -50,6 +48,8 @@ def prepare(model: onnx.ModelProto, inputs: Sequence[TensorSpec], minimum_opset:
     if model.functions:
         notes.append(f"{len(model.functions)} local functions put in place of their calls")
         model = inline_functions(model)
+    if norms := spell_out_norms(model):
+        notes.append(f"{norms} {NORM} of ONNX Runtime written in ONNX's own operators")
     drop_inputs_with_values(model.graph)
     changes, symbols = apply_inputs(model, inputs)
     claims = {value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in model.graph.output}

@@ -10,13 +10,12 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read, node_label, subgraphs
 from engineworks.model.onnx_files import opset_of
 from engineworks.model.opset import inline_functions, shortened
 
 if TYPE_CHECKING:
-    import onnx
-
     Constants = Mapping[str, onnx.TensorProto]
 
 RANDOM = frozenset(
@@ -118,8 +117,6 @@ def _in_training(node: onnx.NodeProto, opset: int, constants: Constants) -> bool
 
 def _truth(name: str, constants: Constants) -> bool | None:
     """Whether the constant's one value is not zero; None where it is not known."""
-    import onnx
-
     if name not in constants or onnx.external_data_helper.uses_external_data(constants[name]):
         return None
     value = onnx.numpy_helper.to_array(constants[name])

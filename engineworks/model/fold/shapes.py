@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import np, onnx
 from engineworks.model.graphs import all_graphs, all_nodes, set_nodes, subgraphs
 from engineworks.model.onnx_files import known_dim
 from engineworks.tensors import Dim
-
-if TYPE_CHECKING:
-    import onnx
 
 _MAX_ROUNDS = 16
 
@@ -25,7 +22,6 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     ONNX gives up at a Reshape to lengths that it does not know, and at everything behind it. But the number of these
     lengths is known, and so the rank, which the version converter and others need.
     """
-    import onnx
     from google.protobuf.message import EncodeError
 
     for _ in range(_MAX_ROUNDS):
@@ -85,9 +81,6 @@ def spell_out_limits(graph: onnx.GraphProto) -> None:
 
     graphsurgeon overlooks start and end, and would pick from the whole shape.
     """
-    import numpy as np
-    import onnx
-
     picked = {node.input[0] for node in all_nodes(graph) if node.op_type in ("Gather", "Slice")}
     for inner in all_graphs(graph):
         nodes: list[onnx.NodeProto] = []
@@ -108,9 +101,6 @@ def spell_out_limits(graph: onnx.GraphProto) -> None:
 
 
 def _known_shape(node: onnx.NodeProto, known: Mapping[str, Lengths]) -> onnx.TensorProto | None:
-    import numpy as np
-    import onnx
-
     if node.op_type not in ("Shape", "Size") or node.domain or node.input[0] not in known:
         return None
     limits = {attribute.name: attribute.i for attribute in node.attribute}

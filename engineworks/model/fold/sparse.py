@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import NDArray, np, onnx
 from engineworks.model.graphs import model_graphs, model_nodes
-
-if TYPE_CHECKING:
-    import onnx
-    from numpy.typing import NDArray
-
 
 MOST_DENSE = 1 << 28
 """Elements of a sparse constant: as float32 1 GiB."""
@@ -22,8 +18,6 @@ def make_dense(model: onnx.ModelProto, where: str) -> None:
 
     Raises `ModelError` for values outside of the file, and for indices that do not fit the shape.
     """
-    import onnx
-
     for graph in model_graphs(model):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse, sparse.values.name, where))
@@ -39,9 +33,6 @@ def make_dense(model: onnx.ModelProto, where: str) -> None:
 def _dense(sparse: onnx.SparseTensorProto, name: str, where: str) -> onnx.TensorProto:
     """The tensor with zeros where nothing is stored. Indices are positions in the flat tensor, [n], or coordinates,
     [n, rank]."""
-    import numpy as np
-    import onnx
-
     if any(onnx.external_data_helper.uses_external_data(t) for t in (sparse.values, sparse.indices)):
         raise ModelError(
             f"{where}: the sparse constant '{name}' keeps its values outside of the ONNX file",

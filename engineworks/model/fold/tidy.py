@@ -4,12 +4,9 @@ in place. It expects unique tensor names (`names.name_tensors`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_graphs, all_nodes, constant_tensor, names_read, set_nodes, subgraphs
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
@@ -36,8 +33,6 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 def copy_constant_outputs(graph: onnx.GraphProto) -> None:
     """Give every output that is an initializer an Identity of its own, for some builders want outputs to be made by a
     node. An output that is an input as well stays: an ONNX graph cannot call the two otherwise."""
-    import onnx
-
     outputs = {value.name for value in graph.output}
     for tensor in [t for t in graph.initializer if t.name in outputs]:
         name = tensor.name
@@ -93,8 +88,6 @@ def inline_known_branches(graph: onnx.GraphProto, known: Mapping[str, onnx.Tenso
 
     `known` are the initializers of the graphs around this one.
     """
-    import onnx
-
     known = {**(known or {}), **{tensor.name: tensor for tensor in graph.initializer}}
     inner_inlined = sum(inline_known_branches(inner, known) for node in graph.node for inner in subgraphs(node))
     nodes: list[onnx.NodeProto] = []

@@ -6,16 +6,12 @@ points other than 0, which TensorRT refuses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.fold.node_uses import stored_type
 from engineworks.model.graphs import all_nodes, node_label
 from engineworks.model.lower.report import AsIs
 from engineworks.model.onnx_files import opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 MIN_OPSET = 13
 """First opset whose DequantizeLinear has scales per channel."""

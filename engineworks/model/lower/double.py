@@ -8,8 +8,8 @@ float32 cannot hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_tensors, model_nodes
 from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
@@ -18,9 +18,6 @@ from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
 from engineworks.model.lower.half.weights import WeightFacts, clamp_sentinels
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def double_to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[str, str]]:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
+from engineworks.host.lazy import onnx
 from engineworks.model.calibrate.ranges import INT8_MAX, SCALE_OF_ZERO, Range
-
-if TYPE_CHECKING:
-    import onnx
 
 FP8_MAX = 448.0
 """Largest finite value of e4m3 without infinities (OCP 8-bit floating point specification, table 1)."""
@@ -56,8 +54,6 @@ class Format:
 
     def tensor(self, values: NDArray[Any], name: str) -> onnx.TensorProto:
         """Return the quantized values, of any shape, as stored; int4 in pairs, the first in the low half of a byte."""
-        import onnx
-
         if not self.blocks:
             return onnx.numpy_helper.from_array(values, name)
         flat = np.append(values.ravel(), np.zeros(values.size % 2, np.int8)).astype(np.uint8)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.formats import FORMATS
 from engineworks.model.lower.quantizable import WORTHWHILE, KeptNode, matches
 from engineworks.model.opset import shortened
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def not_quantized(

@@ -7,14 +7,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from engineworks.errors import PatternError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read
 from engineworks.model.lower.formats import FORMATS, Format, block_size
-
-if TYPE_CHECKING:
-    import onnx
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with useful quantized kernels in TensorRT. The first two inputs are quantized."""
@@ -247,8 +244,6 @@ class _Sources:
         return constant is not None and min(constant[0].dims[axis] for axis in constant[1][:2]) <= THIN_CHANNELS
 
     def _operand(self, node: onnx.NodeProto, index: int) -> Activation | Weight:
-        import onnx
-
         name = node.input[index]
         constant = self._constant(name)
         kind = constant[0].data_type if constant else self._types.get(name, onnx.TensorProto.FLOAT)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError
+from engineworks.host.lazy import onnx
 from engineworks.model.calibrate.ranges import Ranges
 from engineworks.model.graphs import copy_fields, fresh_name, names_read
 from engineworks.model.lower.formats import (
@@ -38,9 +38,6 @@ from engineworks.model.lower.quantizable import (
     plan_quantization,
 )
 from engineworks.model.onnx_files import opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -202,8 +199,6 @@ class _Writer:
 
     def _parameters(self, tensor: str, scale: NDArray[np.float32], chosen: Format) -> tuple[str, str]:
         """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros alike)."""
-        import onnx
-
         names = self._unique(f"{tensor}_scale"), self._unique(f"{tensor}_zero_point")
         self._initializers.append(onnx.numpy_helper.from_array(scale, names[0]))
         self._initializers.append(chosen.zero_point(scale.shape, names[1]))
@@ -219,8 +214,6 @@ class _Writer:
         axis: int | None = None,
         block_size: int = 0,
     ) -> None:
-        import onnx
-
         node = onnx.helper.make_node(op_type, inputs, [output], name=self._unique(f"{tensor}_{op_type}"))
         if axis is not None:
             node.attribute.append(onnx.helper.make_attribute("axis", axis))
@@ -233,8 +226,6 @@ class _Writer:
 
     def finish(self) -> onnx.ModelProto:
         """Return the new model, without unused weights and nodes that only passed them on."""
-        import onnx
-
         graph = self._source.graph
         used = {output.name for output in graph.output}
         nodes = []
@@ -266,8 +257,6 @@ def _quantized_weight(weight: NDArray[np.float32], operand: Weight, chosen: Form
 
 
 def _values(tensor: onnx.TensorProto, name: str) -> NDArray[np.float32]:
-    import onnx
-
     if onnx.external_data_helper.uses_external_data(tensor):
         raise LoweringError(f"the values of weight '{name}' are not loaded", hint="load the model with its weights")
     values: NDArray[np.float32] = onnx.numpy_helper.to_array(tensor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.export.outline import metadata_of
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -46,8 +47,6 @@ def exact_options(*, integer_kernels: bool = False, int8_activations: bool = Fal
     Every session of ONNX Runtime is opened with these. integer_kernels: fuse Q/DQ and products into integer kernels.
     int8_activations: as in w4a8.
     """
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     activations = INT8_ACTIVATIONS if int8_activations else EXACT_ACTIVATIONS
     for entry in (activations, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
@@ -126,8 +125,6 @@ def form_of(engine: Path) -> Form:
 
 def sign(engine: Path, form: Form) -> None:
     """Add the form to the metadata of the engine's file: fields of a protobuf message may follow in any order."""
-    import onnx
-
     entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=form.metadata())
     with engine.open("ab") as file:
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
@@ -135,7 +132,5 @@ def sign(engine: Path, form: Form) -> None:
 
 def ort_level(name: str) -> Any:
     """ONNX Runtime's level of this name; no higher than the current form's."""
-    import onnxruntime as ort
-
     order = list(LEVELS)
     return getattr(ort.GraphOptimizationLevel, LEVELS[max(name, current().loaded, key=order.index)])

@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import SamplesError, did_you_mean
-from engineworks.host.packages import LazyModule
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-else:
-    np = LazyModule("numpy")
+from engineworks.host.lazy import NDArray, np
 
 
 def label_numbers(folder: Path | None) -> dict[str, int]:

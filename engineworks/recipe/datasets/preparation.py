@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engineworks.typed_json import Record
+
 LABELS = "labels"
 """Name of the label array among the prepared arrays."""
 
@@ -45,7 +47,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Ragged:
+class Ragged(Record):
     """Rows of different lengths along `dim`, kept padded; a batch is cut to its longest row.
 
     ranges: one per profile: minimum and maximum batch, then length. A batch is padded to the minimum length that a
@@ -61,14 +63,6 @@ class Ragged:
             max(low, longest) for least, most, low, high in self.ranges if least <= batch <= most and longest <= high
         ]
         return min(fitting, default=longest)
-
-    def to_json(self) -> dict[str, object]:
-        return {"dim": self.dim, "ranges": [list(r) for r in self.ranges]}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Ragged:
-        ranges = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in value["ranges"])
-        return cls(value["dim"], ranges)
 
 
 def longest_for_all(ranges: Sequence[tuple[int, int, int, int]], batches: Sequence[int]) -> int | None:

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.errors import SamplesError
-from engineworks.host.packages import LazyModule
+from engineworks.host.lazy import NDArray, np
 from engineworks.model.export.interface import require_packages
 from engineworks.recipe.datasets.labels import number_of
 from engineworks.recipe.datasets.tables import Row
 from engineworks.recipe.datasets.text import FAST_FILE, tokenizer_settings
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
-else:
-    np = LazyModule("numpy")
 
 IGNORED = -100
 """The label of tokens without one: special tokens, later pieces of a word, padding (as in PyTorch's losses)."""

@@ -16,6 +16,7 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import message_of
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.typed_json import Record
 
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
 _FROM_RECIPE = {"profiles": "shapes", "shapes": "performance", "serving": "serving"}
@@ -24,7 +25,7 @@ _SHORT = 60
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """One input that differs. kind: recipe, model, data, code, version, hardware, step, setting. steps: those that read
     it."""
 
@@ -33,21 +34,15 @@ class Difference:
     steps: tuple[str, ...] = ()
     place: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "what": self.what, "steps": list(self.steps), "place": self.place}
-
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Record):
     """One figure or verdict of the result, before and after. note: its meaning, '' if obvious."""
 
     name: str
     before: str
     after: str
     note: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        return vars(self).copy()
 
 
 @dataclass(frozen=True)

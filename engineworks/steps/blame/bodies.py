@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import names_read, set_nodes
 from engineworks.steps.blame.graph import Graph, Values, label, value_info
 
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.generic]
 Feeds = dict[str, Any]
 
 MOST_ITERATIONS = 1 << 16
@@ -57,8 +53,6 @@ def iterations(graph: Graph, index: int, values: Values) -> int:
 
 def shortened(graph: Graph, index: int, values: Values, count: int) -> tuple[onnx.ModelProto, Feeds]:
     """The Loop or Scan alone, which ends after `count` iterations; the first outputs are the states."""
-    import onnx
-
     node = onnx.NodeProto()
     node.CopyFrom(graph.nodes[index])
     node.output[:] = [name or f"output{i}" for i, name in enumerate(node.output)]
@@ -111,8 +105,6 @@ def _as_model(
     graph: Graph, node: onnx.NodeProto, name: str, given: Sequence[Array], values: Values
 ) -> tuple[onnx.ModelProto, Feeds]:
     """The node's graph `name` with what it reads from outside as inputs."""
-    import onnx
-
     body = next(a.g for a in node.attribute if a.name == name)
     model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
     model.graph.CopyFrom(body)

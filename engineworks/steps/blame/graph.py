@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model
 from engineworks.model.tensor_storage import tensor_values
 
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.generic]
 Values = Mapping[str, Array]
 Nodes = frozenset[int]
 
@@ -105,8 +100,6 @@ class Graph:
     def marked(self) -> onnx.ModelProto:
         """The model with every inner tensor that NumPy can hold as an output, and the constants that nodes make for an
         If, a Loop or a Scan: it is searched with them."""
-        import onnx
-
         marked = onnx.ModelProto()
         marked.CopyFrom(self.model)
         del marked.graph.output[:]
@@ -229,8 +222,6 @@ class Graph:
     ) -> onnx.ModelProto:
         """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes.
         other: the reference at another shape: what differs there is dynamic."""
-        import onnx
-
         part = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
         fed, lengths, makers = self._sources(chosen, values, other)
         nodes = [self.nodes[i] for i in sorted({*chosen, *makers})]
@@ -261,11 +252,9 @@ class Graph:
 
 def value_info(name: str, value: Array, other: Values | None = None) -> onnx.ValueInfoProto:
     """The tensor's type and shape. other: values at another shape."""
-    from onnx import helper
-
     shape = named_shape(value.shape, None if other is None else other[name].shape)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-    return helper.make_tensor_value_info(name, kind, shape)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    return onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
 def named_shape(shape: Sequence[int], other: Sequence[int] | None) -> list[int | str]:

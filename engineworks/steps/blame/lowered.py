@@ -12,24 +12,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.onnx_files import save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph, Nodes, Values, label, read_graph
 from engineworks.steps.blame.probe import SCRATCH
 from engineworks.steps.blame.values import WORST, error_of
-
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.generic]
 
 FALLEN = 1 / 3
 """An error that falls to this part of itself is explained."""
@@ -261,16 +256,9 @@ def _between(graph: Graph, name: str, shared: Collection[str]) -> Nodes:
 
 
 def _with_fp32(
-    folded: Graph,
-    lowered: Graph,
-    tensors: Sequence[str],
-    wanted: Values,
-    values: Values,
-    shared: Collection[str],
+    folded: Graph, lowered: Graph, tensors: Sequence[str], wanted: Values, values: Values, shared: Collection[str]
 ) -> onnx.ModelProto:
     """The lowered model, with these tensors computed from the shared ones before them as the fp32 model does."""
-    import onnx
-
     model = onnx.ModelProto()
     model.CopyFrom(lowered.model)
     nodes = list(model.graph.node)
@@ -299,36 +287,29 @@ def _change(name: str) -> str:
 
 def _with_changes(folded: Graph, changes: Mapping[str, Array]) -> onnx.ModelProto:
     """The fp32 model with something to add to each of these tensors as inputs: one number, or a tensor of its shape."""
-    import onnx
-    from onnx import helper
-
     model = onnx.ModelProto()
     model.CopyFrom(folded.model)
     sums = []
     for node in model.graph.node:
         for name in [n for n in node.output if n in changes]:
-            sums.append(helper.make_node("Add", [f"{name}/before", _change(name)], [name]))
+            sums.append(onnx.helper.make_node("Add", [f"{name}/before", _change(name)], [name]))
         node.output[:] = [f"{n}/before" if n in changes else n for n in node.output]
     for name, change in changes.items():
-        kind, lengths = helper.np_dtype_to_tensor_dtype(change.dtype), [f"{name}.{i}" for i in range(change.ndim)]
-        model.graph.input.append(helper.make_tensor_value_info(_change(name), kind, lengths))
+        kind, lengths = onnx.helper.np_dtype_to_tensor_dtype(change.dtype), [f"{name}.{i}" for i in range(change.ndim)]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(_change(name), kind, lengths))
     set_nodes(model.graph, [*model.graph.node, *sums])
     sort_nodes(model.graph)
     return model
 
 
 def _cast(source: str, result: str, before: Array, after: Array) -> onnx.NodeProto:
-    from onnx import helper
-
     if before.dtype == after.dtype:
-        return helper.make_node("Identity", [source], [result])
-    return helper.make_node("Cast", [source], [result], to=helper.np_dtype_to_tensor_dtype(after.dtype))
+        return onnx.helper.make_node("Identity", [source], [result])
+    return onnx.helper.make_node("Cast", [source], [result], to=onnx.helper.np_dtype_to_tensor_dtype(after.dtype))
 
 
 def _renamed(node: onnx.NodeProto, prefix: str = "fp32/") -> onnx.NodeProto:
     """The node with all tensors' names in a name space of its own."""
-    import onnx
-
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     _rename(copy, lambda name: f"{prefix}{name}" if name else name)
@@ -348,8 +329,6 @@ def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
 
 
 def _renamed_tensor(tensor: onnx.TensorProto, prefix: str = "fp32/") -> onnx.TensorProto:
-    import onnx
-
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     copy.name = f"{prefix}{tensor.name}"

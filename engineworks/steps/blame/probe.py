@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import builder
 from engineworks.engines.backends.base import BuildRequest, Serving
@@ -23,15 +22,13 @@ from engineworks.engines.engine_session import runner_of
 from engineworks.errors import BuildError, EngineworksError, Interrupted, StepError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
+from engineworks.host.lazy import Array, onnx
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import named_shape
 from engineworks.steps.blame.values import WORST, row_error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
+from engineworks.typed_json import Record
 
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 
 PROBE = "engineworks.steps.blame.probe:main"
@@ -51,7 +48,7 @@ FIXED: Mapping[str, Sequence[int]] = {}
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """What a build of a part gave. errors: by output, empty after a crash. crash: its message, '' without one.
 
     ran: False where this host can only build.
@@ -60,9 +57,6 @@ class Answer:
     errors: Mapping[str, float] = field(default_factory=dict)
     crash: str = ""
     ran: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        return {"errors": dict(self.errors), "crash": self.crash, "ran": self.ran}
 
 
 class Prober(Protocol):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.engines.backends.base import Serving
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.decoder.parts import Part
-from engineworks.engines.engine_session import serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.accuracy_report import Accuracy, MetricValues
@@ -51,7 +51,7 @@ def run(job: StepJob) -> None:
 
 
 def _open(job: StepJob, engine: VerifiedEngine, streams: int) -> DecoderSession:
-    return open_decoder(engine, job.params["target"], streams, serving=serving_from_json(job.params["serving"]))
+    return open_decoder(engine, job.params["target"], streams, serving=Serving.from_json(job.params["serving"]))
 
 
 def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:

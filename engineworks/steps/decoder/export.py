@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +13,15 @@ from engineworks.host.child import ChildPool
 from engineworks.model.decoder.families import FAMILIES, check_family, read_config
 from engineworks.model.decoder.from_huggingface import DATA_FILE, EXPECTED_FILE, proof_tokens
 from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface, read_interface
+from engineworks.model.decoder.open_lengths import open_lengths
 from engineworks.model.export.from_huggingface import find_folder
 from engineworks.model.export.interface import ExportReport, export_onnx, folder_bytes, versions_of
 from engineworks.model.onnx_files import MODEL_FILE, graph_inputs, graph_outputs, load_model
 from engineworks.steps.decoder.export_proof import PROOF_ERROR, export_error
 from engineworks.steps.step_job import StepJob
+
+if TYPE_CHECKING:
+    import onnx
 
 WRITE = "engineworks.model.decoder.from_huggingface:write_decoder"
 
@@ -28,13 +33,29 @@ def run(job: StepJob) -> None:
     else:
         report = export_onnx(job.path("source"), job.out)
         model = load_model(job.out / MODEL_FILE, weights=False)
-        interface = read_interface(
-            graph_inputs(model), graph_outputs(model), decoder["context"], decoder["cache"], decoder["ties"]
+        interface = _complete(
+            model,
+            read_interface(
+                graph_inputs(model), graph_outputs(model), decoder["context"], decoder["cache"], decoder["ties"]
+            ),
         )
     for note in report.notes:
         job.echo(note)
     job.write_json("export.json", report.to_json())
     job.write_json(DECODER_FILE, interface.to_json())
+
+
+def _complete(model: onnx.ModelProto, interface: DecoderInterface) -> DecoderInterface:
+    """Return the interface without open dimensions. Raises `ModelError` where nothing says a length."""
+    if not interface.open_dims:
+        return interface
+    complete = interface.with_lengths(open_lengths(model))
+    for name, cache in complete.open_dims.items():
+        raise ModelError(
+            f"the cache '{cache}' has a dimension '{name}' whose length the file does not say",
+            hint=f"say it, e.g. model.decoder.ties: {{{name}: 64}}",
+        )
+    return complete
 
 
 def _export_huggingface(job: StepJob, context: int) -> tuple[ExportReport, DecoderInterface]:

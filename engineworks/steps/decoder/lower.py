@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.half_cache import halve_cache
 from engineworks.model.decoder.interface import DECODER_FILE
 from engineworks.model.lower.quantize import name_nodes
@@ -19,9 +20,6 @@ from engineworks.steps.decoder.made_feeds import example_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts
 from engineworks.steps.lower import WeightChoices
 from engineworks.steps.step_job import StepJob
-
-if TYPE_CHECKING:
-    import onnx
 
 PROOF_ROWS = 2
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from engineworks.engines.backends import backend
-from engineworks.engines.backends.base import MemoryMeter, RunTimes
+from engineworks.engines.backends.base import MemoryMeter, RunTimes, Serving
 from engineworks.engines.decoder.base import PromptRunner
 from engineworks.engines.decoder.open import one_by_one, open_decoder
-from engineworks.engines.engine_session import runner_of, serving_from_json
+from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
@@ -48,7 +48,7 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib, long = meter.peak_mib(), read_texts(job.path("evaluation")).long
-    serving = serving_from_json(job.params["serving"])
+    serving = Serving.from_json(job.params["serving"])
     cache = job.path("cache") if "cache" in job.unkeyed else None
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
@@ -92,7 +92,7 @@ def _together_or_not(
     if single is None or at["streams"] == 1:
         return []
     session = open_decoder(
-        single, job.params["target"], at["streams"], serving=serving_from_json(job.params["serving"])
+        single, job.params["target"], at["streams"], serving=Serving.from_json(job.params["serving"])
     )
     try:
         alone_ms = median(TimedShape(session, at, long).steps(STEPS_ALONE).host_ms[STEPS_ALONE // 2 :])
@@ -111,7 +111,7 @@ def _point(
     name = f"{dims['streams']} × {dims['prompt']} tokens"
     try:
         session = open_decoder(
-            engine, job.params["target"], dims["streams"], serving=serving_from_json(job.params["serving"])
+            engine, job.params["target"], dims["streams"], serving=Serving.from_json(job.params["serving"])
         )
     except RunError as error:
         return {**point, "error": error.message}

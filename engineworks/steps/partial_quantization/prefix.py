@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.calibrate.segments import Segment, segment_model, tensor_types
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import graph_inputs
 from engineworks.steps.partial_quantization.sessions import CutSession, Tensors
-
-if TYPE_CHECKING:
-    import onnx
 
 CACHE_BYTES = 1 << 29
 """Maximum memory of a cut's tensors, all samples together; if they would take more, the cut does not move."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from engineworks.engines.backends.onnxruntime import session_options
 from engineworks.errors import RunError
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE, save_model, weight_bytes
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.model.runtime.ort_forms import lacks_exact_kernel
-
-if TYPE_CHECKING:
-    import onnx
 
 T = TypeVar("T")
 Tensors = dict[str, NDArray[Any]]
@@ -47,8 +45,6 @@ class CutSession:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def _open(self) -> None:
-        import onnxruntime as ort
-
         options = session_options({})
         if not self._integer_kernels:
             # Disabling fusions of Q/DQ is not enough: in fp8, ONNX Runtime 1.31 also removes the Relu before a Q.

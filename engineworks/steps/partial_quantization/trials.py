@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engineworks.errors import RunError
+from engineworks.host.lazy import onnx
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.calibrate.ranges import Ranges
@@ -23,9 +23,6 @@ from engineworks.steps.partial_quantization.ranking import Trial, make_trial
 from engineworks.steps.partial_quantization.sessions import CutSession, Tensors
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
-
-if TYPE_CHECKING:
-    import onnx
 
 
 class Trials:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.fused.attention import fuse_attention
 from engineworks.model.decoder.fused.graph import DecoderGraph
 from engineworks.model.decoder.fused.norms import fuse_norms
 from engineworks.model.decoder.fused.products import drop_zero_points
 from engineworks.model.decoder.interface import DecoderInterface
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def fuse_decoder(model: onnx.ModelProto, interface: DecoderInterface) -> DecoderInterface | None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.lower.half.graph import shown_model, split_model
 from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.model.tensor_storage import tensor_values
-
-if TYPE_CHECKING:
-    import onnx
 
 CONTRIB = "com.microsoft"
 
@@ -57,10 +55,8 @@ class DecoderGraph:
         return None if tensor is None else tensor_values(tensor)
 
     def add_constant(self, values: NDArray[Any], name: str) -> str:
-        from onnx import numpy_helper
-
         if name not in self.weights:
-            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self.weights[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
     def replace(self, made: Sequence[onnx.NodeProto], instead_of: Iterable[onnx.NodeProto]) -> None:
@@ -94,13 +90,10 @@ class DecoderGraph:
     def at_positions(self, name: str, at: Sequence[int], count: int) -> NDArray[Any] | None:
         """Return the tensor's values if rows begin at positions `at` and have `count` tokens each; None where it
         follows from anything else, such as the tokens."""
-        import onnxruntime as ort
-        from onnx import ModelProto
-
         nodes = self._positional(name)
         if not nodes:
             return self.constant(name) if nodes is not None else None
-        face, made = self.interface, ModelProto()
+        face, made = self.interface, onnx.ModelProto()
         read = {given for node in nodes for given in node.input}
         made.ir_version, made.graph.name = self.model.ir_version, "positions"
         made.opset_import.extend(self.model.opset_import)
@@ -141,15 +134,11 @@ _MOST_NODES = 64
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """Return the dimensions of each tensor whose rank can be inferred, None for one that is not a number."""
-    import onnx
-
     shown = shown_model(*split_model(model))
     typed = onnx.shape_inference.infer_shapes(shown, strict_mode=False, data_prop=True)
     return {

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.decoder.fused.graph import DecoderGraph, attribute
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engineworks.errors import LoweringError
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.run import Arrays
 from engineworks.model.lower.report import HalfType
 from engineworks.model.onnx_files import load_model, save_model
-
-if TYPE_CHECKING:
-    import onnx
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 

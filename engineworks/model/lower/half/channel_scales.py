@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
-
-if TYPE_CHECKING:
-    import onnx
 
 _PRODUCTS = ("Gemm", "MatMul")
 
@@ -72,8 +69,6 @@ class _Weight:
 
         A channel of zeros gets 1: its own scale means nothing, and fp16 could not hold its ratio to a small median.
         """
-        import onnx
-
         values, scale, zero_point = self.node.input
         quantized = onnx.numpy_helper.to_array(initializers[values])
         axis = next((a.i for a in self.node.attribute if a.name == "axis"), 1) % quantized.ndim
@@ -90,8 +85,6 @@ class _Weight:
 
 def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) -> Iterator[_Weight]:
     """Yield the weights to rewrite: int8, scales per channel, read only by products, one with int8 activations."""
-    import onnx
-
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -112,8 +105,6 @@ def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) 
 
 def _multiplied(node: onnx.NodeProto, ratios: str) -> Iterator[onnx.NodeProto]:
     """Yield the product without its bias, times `ratios`, plus the bias; new names start with the product's."""
-    import onnx
-
     make = onnx.helper.make_node
     output, raw, name = node.output[0], f"{node.output[0]}_one_scale", node.name or node.output[0]
     bias = node.input[2] if len(node.input) > 2 else ""

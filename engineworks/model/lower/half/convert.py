@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from engineworks.errors import PatternError, PrecisionError
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph
 from engineworks.model.lower.half.prove import check_well_formed
 from engineworks.model.lower.half.read import typed_graph
@@ -16,9 +16,6 @@ from engineworks.model.lower.half.rules import kept_in_fp32
 from engineworks.model.lower.half.weights import WeightFacts, apply_clamps, clamp_sentinels
 from engineworks.model.lower.quantizable import matches
 from engineworks.model.lower.report import Clamp, HalfType, WeightLoss, clamped_names
-
-if TYPE_CHECKING:
-    import onnx
 
 _OPSET_OF_BFLOAT16 = 22  # Conv, pooling, sine and others take it only since then
 _OPSET_OF_HALF_SCALES = 19

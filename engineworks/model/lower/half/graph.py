@@ -10,19 +10,16 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read, subgraphs
 from engineworks.model.lower.report import HalfType
 from engineworks.model.onnx_files import opset_of, without_initializers
 from engineworks.model.tensor_storage import is_external, tensor_bytes, tensor_values
-
-if TYPE_CHECKING:
-    import onnx
-
 
 FLOAT, DOUBLE = 1, 11
 """`onnx.TensorProto.FLOAT` and `DOUBLE`, so that this module's users need not import onnx for a comparison."""
@@ -159,8 +156,6 @@ def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
 
 def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, int]:
     """Return tensor → ONNX element type, for every tensor of the main graph whose type can be inferred."""
-    import onnx
-
     shown = shown_model(shell, weights)
     try:
         typed = onnx.shape_inference.infer_shapes(shown, strict_mode=True, data_prop=True)
@@ -176,8 +171,6 @@ def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
     """Return the model with its small weights, and with inputs of the right type and shape in place of large ones."""
-    import onnx
-
     shown = deepcopy(shell)
     for name, tensor in weights.items():
         if tensor_bytes(tensor) < _SHOWN_BYTES and not is_external(tensor):

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
 from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model
@@ -25,9 +26,6 @@ from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rules import asked_for
 from engineworks.model.lower.half.run import Arrays, Bench
 from engineworks.model.lower.report import HalfReport, HalfType
-
-if TYPE_CHECKING:
-    import onnx
 
 _SHARES = (0.01, 0.03, 0.1, 0.3)
 """Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""

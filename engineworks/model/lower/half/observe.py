@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.graph import FLOAT, HalfFormat, TypedGraph
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rules import FLOAT_PORTS
 from engineworks.model.lower.half.run import Arrays, Bench, run
-
-if TYPE_CHECKING:
-    import onnx
 
 _DIGITS_LEFT = 128  # a number this many times the smallest one of fp16 has the precision of bf16
 _AVERAGES = frozenset({"GlobalAveragePool", "ReduceMean"})
@@ -110,8 +107,6 @@ class _Watch:
 
     def _magnitude(self, name: str) -> Iterator[onnx.NodeProto]:
         """Make nodes for max |x| over the finite elements. Infinities are intended (masks) and stay."""
-        import onnx
-
         a, finite, b, stat = (f"watch:{kind}:{name}" for kind in ("abs", "finite", "cut", "max"))
         self.tensors[name] = stat
         yield onnx.helper.make_node("Abs", [name], [a])
@@ -120,15 +115,11 @@ class _Watch:
         yield onnx.helper.make_node("ReduceMax", [b], [stat], keepdims=0)
 
     def _elements(self, given: str, made: str) -> Iterator[onnx.NodeProto]:
-        import onnx
-
         self.counts[made] = (f"watch:given:{made}", f"watch:made:{made}")
         yield onnx.helper.make_node("Size", [given], [self.counts[made][0]])
         yield onnx.helper.make_node("Size", [made], [self.counts[made][1]])
 
     def _outputs(self) -> Iterator[onnx.ValueInfoProto]:
-        import onnx
-
         for stat in self.tensors.values():
             yield onnx.helper.make_tensor_value_info(stat, FLOAT, [])
         for pair in self.counts.values():
@@ -171,8 +162,6 @@ def _shadowed(
     graph: TypedGraph, half: HalfFormat, wanted: Sequence[int]
 ) -> tuple[onnx.ModelProto, dict[int, list[tuple[str, str]]]]:
     """Return the graph with a rounded copy of each of the nodes, and the outputs with error and power of each."""
-    import onnx
-
     shell = deepcopy(graph.shell)
     pairs_at: dict[int, list[tuple[str, str]]] = {at: [] for at in wanted}
     nodes: list[onnx.NodeProto] = []
@@ -231,8 +220,6 @@ def float_sources(graph: TypedGraph, at: int) -> Iterator[int]:
 
 
 def _scalar(name: str, value: float) -> onnx.NodeProto:
-    import onnx
-
     tensor = onnx.numpy_helper.from_array(np.asarray(value, dtype=np.float32))
     return onnx.helper.make_node("Constant", [], [name], value=tensor)
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.graph import FLOAT, HalfFormat, infer_types, split_model
 from engineworks.model.lower.half.observe import replace_nodes
 from engineworks.model.lower.half.prove import emulated
 from engineworks.model.lower.half.run import Arrays, Bench, run
-
-if TYPE_CHECKING:
-    import onnx
 
 _WATCH = "finite:"
 
@@ -82,8 +79,6 @@ def _not_finite(
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
     """Return the graph with a scalar for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
-    import onnx
-
     watched = deepcopy(shell)
     wanted, made, nodes = set(tensors), [], []
     for node in watched.graph.node:

@@ -15,29 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import subgraphs
-from engineworks.model.lower.half.graph import (
-    FLOAT,
-    HalfFormat,
-    TypedGraph,
-    infer_types,
-    shown_model,
-    split_model,
-)
+from engineworks.model.lower.half.graph import FLOAT, HalfFormat, TypedGraph, infer_types, shown_model, split_model
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rewrite import rename_reads
 from engineworks.model.lower.half.run import Arrays, Bench, run
 from engineworks.model.lower.report import OutputProof
 from engineworks.model.tensor_storage import tensor_values
-
-if TYPE_CHECKING:
-    import onnx
 
 _EQUAL_DB = 200.0
 _EXACT = LAYOUT | {
@@ -64,8 +55,6 @@ def check_well_formed(model: onnx.ModelProto, source: TypedGraph) -> None:
 
 
 def _problem(shown: onnx.ModelProto, *, strict: bool) -> str | None:
-    import onnx
-
     try:
         onnx.checker.check_model(shown, full_check=strict)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -167,8 +156,6 @@ class _Emulator:
 
     def _round(self, node: onnx.NodeProto, position: int, *, made_half: bool) -> None:
         """Pass the output through the half type; what the node itself makes in that type only needs the way back."""
-        import onnx
-
         name = node.output[position]
         node.output[position] = f"{name}:raw"
         source = f"{name}:raw"
@@ -181,8 +168,6 @@ class _Emulator:
         return self._cast_once(name, f"{name}:16", self._half.elem_type)
 
     def _cast_once(self, name: str, made: str, elem_type: int) -> str:
-        import onnx
-
         if made not in self._made:
             self._made.add(made)
             self._nodes.append(onnx.helper.make_node("Cast", [name], [made], to=elem_type))
@@ -191,8 +176,6 @@ class _Emulator:
 
 def _retype(node: onnx.NodeProto, half: HalfFormat) -> None:
     """Change attributes that make a node's output half to fp32."""
-    import onnx
-
     for attribute in node.attribute:
         if attribute.name in ("dtype", "output_dtype") and attribute.i == half.elem_type:
             attribute.i = FLOAT

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import constant_tensor, fresh_name, set_nodes, sort_nodes, subgraphs
 from engineworks.model.lower.half.graph import TypedGraph, drop_inputs, infer_types, shown_model, split_model
 from engineworks.model.onnx_files import opset_of
 from engineworks.model.tensor_storage import is_external
-
-if TYPE_CHECKING:
-    import onnx
 
 _OPSET_OF_CASTS = 13  # for a model that has only other domains' operators
 
@@ -24,7 +21,6 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
     Below `minimum_opset` the version converter is tried. If it fails, or there are subgraphs (which it does not
     convert), the model keeps its opset. Raises `ModelError` for weights that were not loaded and for cycles.
     """
-    import onnx
     import onnx.inliner
 
     shell, weights = split_model(model)
@@ -75,8 +71,6 @@ def _raise_opset(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto], m
 
 def _detach_constants(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
     """Move the main graph's floating Constants to the weights, except one that is itself a graph output."""
-    import onnx
-
     outputs = {value.name for value in shell.graph.output}
     rest = []
     for node in shell.graph.node:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.graphs import fresh_name, set_nodes, subgraphs
 from engineworks.model.lower.half.graph import DOUBLE, FloatFormat, TypedGraph, complete_model
 from engineworks.model.lower.half.rules import FLOAT_PORTS, takes_any_type
 from engineworks.model.lower.half.weights import half_tensor
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,6 @@ class _Rewriter:
 
     def _set_types(self, node: onnx.NodeProto) -> None:
         """Set attributes that state an output's type."""
-        import onnx
-
         if node.op_type == "ConstantOfShape":
             value = node.attribute[0].t if node.attribute else onnx.helper.make_tensor("value", self._wide, [1], [0.0])
             made = half_tensor(value, self._half, value.name)
@@ -163,8 +158,6 @@ class _Rewriter:
 
     def _name(self, name: str, elem_type: int) -> str:
         """Return the name of the float32 tensor `name` in this element type; the first use makes a Cast or weight."""
-        import onnx
-
         known = self._names.get((name, elem_type))
         if known is not None:
             return known

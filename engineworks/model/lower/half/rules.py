@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.graph import FLOAT, FloatFormat, HalfFormat, TypedGraph
 from engineworks.model.lower.half.patterns import LAYOUT, integer_arithmetic, normalizations
 from engineworks.model.lower.half.weights import WeightFacts, scale_error
 from engineworks.model.lower.quantizable import matches
-
-if TYPE_CHECKING:
-    import onnx
 
 EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
 _SQUARES = "part of a normalization: squares and their mean overflow or vanish in half precision"
@@ -126,8 +123,6 @@ def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
 
 def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
     """Return why ONNX lacks the operator for this type; None if it has it."""
-    import onnx
-
     node = graph.nodes[at]
     if node.domain == "com.microsoft" and node.op_type in _QUANTIZERS:
         return None

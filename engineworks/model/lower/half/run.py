@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
+from engineworks.host.lazy import onnx, ort
 from engineworks.model.lower.half.graph import complete_model
 from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
-
-if TYPE_CHECKING:
-    import onnx
-    import onnxruntime
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -51,8 +48,6 @@ class Bench:
         return stored
 
     def _write(self, file: IO[bytes], tensor: onnx.TensorProto, location: str) -> onnx.TensorProto:
-        import onnx
-
         if tensor_bytes(tensor) < _STORED_FROM_BYTES:
             return tensor
         file.seek(-file.tell() % _ALIGNMENT, 1)
@@ -75,7 +70,7 @@ class Bench:
 
     def open(
         self, shell: onnx.ModelProto, stored: Mapping[str, onnx.TensorProto], *, optimize: str = "none"
-    ) -> onnxruntime.InferenceSession:
+    ) -> ort.InferenceSession:
         """Open a session that frees each tensor after its last use.
 
         It runs the graph as written, or optimized at the level `optimize` (a key of `ort_forms.LEVELS`). The order of
@@ -83,11 +78,9 @@ class Bench:
         at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty tensors of 40 MB).
         Raises `LoweringError` with ONNX Runtime's message.
         """
-        import onnxruntime
-
         options = exact_options()
         options.graph_optimization_level = ort_level(optimize)
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
@@ -95,10 +88,10 @@ class Bench:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
         content = complete_model(shell, stored).SerializeToString(deterministic=True)
         with ort_errors_as(LoweringError, "ONNX Runtime does not load the model"):
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
+def run(session: ort.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
     """Return the named outputs, with the model's shapes and dtypes; a sequence of tensors becomes one flat array.
 
     feeds: arrays by input name. Raises `LoweringError` if the run fails.

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from engineworks.errors import PrecisionError
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.channel_scales import scale_channels_after_products
 from engineworks.model.lower.half.convert import convert, prepare
 from engineworks.model.lower.half.half import lower_half
@@ -28,9 +29,6 @@ from engineworks.model.lower.half.prove import compare_outputs, prove, reference
 from engineworks.model.lower.half.run import Arrays, Bench
 from engineworks.model.lower.report import HalfReport, HalfType, OutputProof
 from engineworks.settings import uses_workarounds
-
-if TYPE_CHECKING:
-    import onnx
 
 MORE_NOISE_DB = 6.0
 """How much half precision for unquantized nodes may add to the noise of quantization: four times its power. A sound

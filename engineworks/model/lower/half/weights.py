@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.graph import FloatFormat, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
 from engineworks.model.lower.report import Clamp
 from engineworks.model.tensor_storage import tensor_values
-
-if TYPE_CHECKING:
-    import onnx
 
 _CHUNK = 1 << 18
 _SENTINEL_SHARE = 8  # two masks and the scores stay below the headroom that `HalfLimits` requires
@@ -103,8 +101,6 @@ def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
 
 def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.TensorProto:
     """Return the weight rounded to the nearest half-precision value (ties to even), under another name."""
-    import onnx
-
     with np.errstate(over="ignore", under="ignore"):
         rounded = tensor_values(tensor).astype(half.numpy)
     made = onnx.TensorProto(name=name, data_type=half.elem_type, dims=tensor.dims)
@@ -179,8 +175,6 @@ def _ends_squashed(graph: TypedGraph, name: str, visited: set[str]) -> bool:
 
 
 def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: str) -> None:
-    import onnx
-
     source = node.input[clamp.position]
     if source not in graph.weights:
         return
@@ -203,8 +197,6 @@ def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
 
 
 def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
-    import onnx
-
     tensor = node.attribute[0].t
     value = tensor_values(tensor)
     bounded = np.clip(value, -limit, limit).astype(value.dtype)

@@ -20,7 +20,6 @@ settings.register_profile("any host", deadline=None, suppress_health_check=[Heal
 settings.load_profile("any host")  # no test depends on how fast the host is
 
 
-
 def pytest_configure() -> None:
     gc.disable()  # while tests are collected
 

@@ -24,7 +24,7 @@ from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE, PLAN_FILE, 
 from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 
-@task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
+@task(name="record start", task_run_name="{recipe}/record start", cache_policy=NO_CACHE)
 def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)

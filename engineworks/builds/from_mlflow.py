@@ -13,7 +13,7 @@ from engineworks.builds.step_facts import StepFact
 from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check, message_of
+from engineworks.measure.check import Check, message_of
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers

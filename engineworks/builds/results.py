@@ -15,7 +15,8 @@ from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates, with_checks
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import Verdict, evaluate_gates, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.ladder.ladder import TargetLadder

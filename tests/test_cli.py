@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
+from jsonschema import Draft202012Validator
 
 from engineworks.cli import run_command
 from engineworks.recipe.schema import recipe_schema
@@ -169,8 +169,9 @@ def test_the_shipped_recipes_fit_the_schema() -> None:
     schema = json.loads((REPOSITORY / "recipes/recipe.schema.json").read_text(encoding="utf-8"))
     recipes = [p for p in (REPOSITORY / "recipes").glob("*.yaml") if not p.name.startswith("_")]
     assert len(recipes) >= 4
+    Draft202012Validator.check_schema(schema)
     for path in recipes:
-        jsonschema.validate(read_yaml(path, path.name).plain(), schema)
+        Draft202012Validator(schema).validate(read_yaml(path, path.name).plain())
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     import onnxruntime as ort
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
 else:
     np = LazyModule("numpy")  # 0.1 s
     onnx = LazyModule("onnx")  # 0.4 s
     ort = LazyModule("onnxruntime")
+    Array = NDArray = Any  # for annotations alone
 
-__all__ = ["np", "onnx", "ort"]
+__all__ = ["Array", "NDArray", "np", "onnx", "ort"]

@@ -13,17 +13,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from engineworks.host.lazy import np
+from engineworks.host.lazy import Array, NDArray, np
 from engineworks.typed_json import Cosine, Count, Document, Size
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
-else:
-    Array = Any
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from engineworks.host.lazy import np
+from engineworks.host.lazy import Array, NDArray, np
 from engineworks.typed_json import Record
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
 Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
 Origin = Literal["evaluation", "seeded"]

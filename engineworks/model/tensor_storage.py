@@ -10,12 +10,9 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from engineworks.host.lazy import np, onnx
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from engineworks.host.lazy import NDArray, np, onnx
 
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _COPY_CHUNK_BYTES = 16 << 20

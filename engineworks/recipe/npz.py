@@ -21,14 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from engineworks.errors import SamplesError
-from engineworks.host.lazy import np
+from engineworks.host.lazy import NDArray, np
 from engineworks.host.regular_files import check_regular, open_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SUFFIX = ".npy"
 REASONS = (

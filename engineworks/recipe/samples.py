@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
-from engineworks.host.lazy import np
+from engineworks.host.lazy import Array, NDArray, np
 from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
 from engineworks.recipe.datasets.preparation import LENGTHS, PYTHON_SLICES, Preparation, Ragged
 from engineworks.recipe.npz import NpzReader, RowReader, read_headers
@@ -33,9 +33,6 @@ EVERY_SAMPLE = "*"
 """In place of an array: all samples are one slice, so that the whole metric gets its interval."""
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
     Arrays = dict[str, Array]
 
 

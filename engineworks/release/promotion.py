@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.backends._feeds import narrowed_feeds
@@ -14,6 +14,7 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
+from engineworks.host.lazy import NDArray, np
 from engineworks.host.packages import installed_version
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
@@ -27,10 +28,6 @@ from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.runs import Tracking
 from engineworks.typed_json import Record
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Action = Literal["promoted", "already champion", "kept", "overtaken"]
 

@@ -14,7 +14,8 @@ from engineworks.engines.backends.base import Serving, Session
 from engineworks.engines.engine_session import load_engine
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array, Misshapen, OutputComparison
+from engineworks.host.lazy import Array
+from engineworks.measure.accuracy import Misshapen, OutputComparison
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.served_report import Served
 from engineworks.recipe.batch import output_axes

@@ -22,7 +22,7 @@ from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
-from engineworks.measure.accuracy import Array
+from engineworks.host.lazy import Array
 from engineworks.measure.champion import Champion
 from engineworks.measure.champion_report import Attempt, ChampionComparison
 from engineworks.measure.interleave import SIDES, Pace, Side, interleave

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engineworks.engines.backends.base import Session
-from engineworks.measure.accuracy import Array
+from engineworks.host.lazy import Array
 
 Load = Callable[[Path | None], Session]
 """The cache's folder, or None for a load without it → a session."""

@@ -14,17 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.measure.served import EXACT_DTYPES, WARM_RUNS, Stop, row_errors, shown
 from engineworks.measure.served_report import OtherShape, OutputRecords, Served, ServedAgainst, ServedVisit
 from engineworks.steps.served_records import Places, keep_worst, row_record
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import Arrays, ServedRows
-
-Array = NDArray[np.generic]
 
 WARM_DEVICE_MS, MOST_WARM_RUNS = 300.0, 2**16
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engineworks.host.lazy import Array
 from engineworks.measure.served import EXACT_DTYPES, RowErrors, Visit, row_errors
 from engineworks.measure.served_report import Occurrence, RowFacts, RowRecord
-
-Array = NDArray[np.generic]
 
 SAME_SHARE = 0.01
 """Share of a row's elements that may differ, in outputs of class ids, counts or flags, before it is another answer."""

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engineworks.host.lazy import Array
 from engineworks.measure.served import PoolFacts, Stop
 from engineworks.measure.served_report import LoweredFacts, Movement
 from engineworks.recipe.npz import NpzReader
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, pool_key, run_key
-
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)

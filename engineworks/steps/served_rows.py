@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engineworks.host.lazy import Array
 from engineworks.measure.served import Lengths, Origin
 from engineworks.recipe.batch import batch_axes, batch_dim
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
 
-Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 
 SOURCE_ROWS = 64

@@ -9,7 +9,7 @@ from typing import Any
 
 from engineworks.engines.backends.base import RunTimes, Session
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array
+from engineworks.host.lazy import Array
 from engineworks.measure.latency import BRIEF, AtWork, Sampling, measure_latency, percentiles, rounded, sample_runs
 
 LOOK_EVERY_S = 0.2

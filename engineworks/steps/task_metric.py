@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engineworks.errors import ModelError, RunError
-from engineworks.measure.accuracy import Array
+from engineworks.host.lazy import Array
 from engineworks.measure.accuracy_report import DeadClass, MetricKind, MetricValues
 from engineworks.measure.slices import RESAMPLES, Score, Slice, sets_of_rows, slice_values
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric

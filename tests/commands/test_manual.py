@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
+from jsonschema import Draft202012Validator
 
 from engineworks.cli import run_command
 from engineworks.commands.manual.recipe_reference import SECTIONS, recipe_reference
@@ -55,6 +54,10 @@ def test_a_page_without_markers_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "targets.md: has not both lines" in capsys.readouterr().err
 
 
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
 def test_every_part_of_the_schema_has_a_section() -> None:
     assert set(SECTIONS) == set(parts())
 
@@ -64,10 +67,8 @@ def test_every_key_says_what_it_means_and_has_an_example_that_fits(part: str, ke
     found = parts()[part]["properties"][key]
     assert found.get("description"), f"{part}.{key}: no description"
     (example,) = found["examples"]
-    alone = {**deepcopy(found), "$defs": SCHEMA["$defs"]}
-    if "$ref" in alone:
-        alone = {"$ref": alone["$ref"], "$defs": SCHEMA["$defs"]}
-    jsonschema.validate(example, alone)
+    alone = {"$ref": found["$ref"]} if "$ref" in found else found
+    Draft202012Validator({**alone, "$defs": SCHEMA["$defs"]}).validate(example)
     assert f"`{key}`" in reference
     assert parse_yaml(f"x: {flow_yaml(example)}", "x").plain() == {"x": example}
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engineworks.engines.peers import _ort_cuda_session, ort_cuda
+from engineworks.engines.backends import _ort_session
+from engineworks.engines.peers import ort_cuda
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
 
@@ -24,6 +25,7 @@ MISSING = (
 )
 DRIVER = "2026-11-21 [E:onnxruntime:, x.cc:1] CUDA failure 35: CUDA driver version is insufficient ; GPU=-1\n"
 MODEL = PeerModel("fp32", onnx=Path("model.onnx"))
+VALUE = SimpleNamespace(is_tensor=lambda: True, data_type=lambda: "tensor(float)")
 
 
 class FakeBinding:
@@ -33,7 +35,7 @@ class FakeBinding:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             self._calls.append((name, *arguments))
-            return ["value on the device"] if name == "get_outputs" else None
+            return [VALUE] if name == "get_outputs" else None
 
         return call
 
@@ -93,7 +95,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     fake.InferenceSession = lambda path, options, **rest: FakeSession(found, path, options, **rest)
     fake.OrtValue = SimpleNamespace(ortvalue_from_numpy=lambda array, device, index: ("on", device, index, array.shape))
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    for module in (ort_cuda, _ort_cuda_session):
+    for module in (ort_cuda, _ort_session):
         monkeypatch.setattr(module, "ort_errors", lambda: (RuntimeError, ValueError))
     return found
 
@@ -157,7 +159,7 @@ def test_timed_runs_copy_nothing_unless_asked(state: dict[str, Any]) -> None:
     ]  # fmt: skip
     assert state["calls"][0] == ("bind_ortvalue_input", "x", ("on", "cuda", 0, (1, 2)))
     assert state["calls"][1] == ("bind_output", "y", "cuda", 0)
-    assert state["calls"][5] == ("bind_ortvalue_output", "y", "value on the device")
+    assert state["calls"][5] == ("bind_ortvalue_output", "y", VALUE)
     state["calls"].clear()
     assert len(session.time_runs(X, 2, copies=True).host_ms) == 2
     assert [call[0] for call in state["calls"]] == ["run", "run"]

@@ -7,12 +7,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.tensors import NARROWED, TensorSpec
-
-Array = NDArray[np.generic]
 
 
 def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,17 +9,13 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
-from engineworks.host.lazy import ort
+from engineworks.host.lazy import NDArray, np, ort
 from engineworks.model.onnx_files import load_model
 from engineworks.model.runtime.ort_errors import ort_errors, plain
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 WARM_UP = 3
 """Runs before those that count; the profile of a session begins with its first run."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
-from engineworks.engines.backends._feeds import Array, checked_feeds, shapes_of
+from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.tensors import TensorSpec
+
+T = TypeVar("T")
 
 
 def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
@@ -37,51 +41,36 @@ def dtype_name(ort_type: str) -> str:
 class OrtSession:
     """Satisfies `base.Session`. Not thread-safe."""
 
-    def __init__(self, session: Any, notes: tuple[str, ...] = ()) -> None:
-        self._session, self._notes = session, notes
-        self._inputs, self._outputs = specs(session.get_inputs()), specs(session.get_outputs())
-        self._names = [o.name for o in self._outputs]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
+    def __init__(
+        self, session: Any, notes: tuple[str, ...] = (), facts: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        self._session, self.notes, self.facts = session, notes, facts
+        self.inputs, self.outputs = specs(session.get_inputs()), specs(session.get_outputs())
+        self._names = [o.name for o in self.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once. feeds: one array per input, with its dtype and shape. Returns all outputs by name, in the model's
-        dtypes. Raises `RunError`."""
-        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
-        try:
-            return dict(zip(self._names, session.run(self._names, arrays), strict=True))
-        except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._notes
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        return {}
+        """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns all
+        outputs by name, in the model's dtypes. Raises `RunError`."""
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+        outputs = self._try(arrays, lambda: session.run(self._names, arrays))
+        return dict(zip(self._names, outputs, strict=True))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms, with inputs and outputs bound by one untimed run, so that no timed run allocates. On
         a CPU `copies` has no effect."""
-        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
-        try:
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+
+        def timed() -> RunTimes:
             binding = self._bind(arrays)
             session.run_with_iobinding(binding)
             self._bind_outputs(binding)
             return RunTimes(_time(session.run_with_iobinding, binding, runs), on_host=True)
-        except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+
+        return self._try(arrays, timed)
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
         """Return runs per second of `streams` threads that share the session for `seconds`."""
-        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
         end = time.monotonic() + seconds
 
         def work() -> int:
@@ -91,12 +80,12 @@ class OrtSession:
                 done += 1
             return done
 
-        start = time.monotonic()
-        try:
+        def work_together() -> int:
             with ThreadPoolExecutor(streams) as pool:
-                done = sum(future.result() for future in [pool.submit(work) for _ in range(streams)])
-        except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+                return sum(future.result() for future in [pool.submit(work) for _ in range(streams)])
+
+        start = time.monotonic()
+        done = self._try(arrays, work_together)
         return done / (time.monotonic() - start)
 
     def end_profile(self) -> Path:
@@ -111,6 +100,12 @@ class OrtSession:
         if self._session is None:
             raise RunError("this session was closed; load the engine again")
         return self._session
+
+    def _try(self, arrays: Mapping[str, Array], work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
 
     def _bind(self, arrays: Mapping[str, Array]) -> Any:
         binding = self._open().io_binding()

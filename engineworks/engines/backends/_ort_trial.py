@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import RunError
-from engineworks.host.lazy import np
+from engineworks.host.lazy import NDArray, np
 from engineworks.tensors import Profile, TensorSpec
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from engineworks.engines.backends._ort_session import OrtSession
 
 

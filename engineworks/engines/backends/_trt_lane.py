@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from engineworks.engines.backends._cuda import DeviceBuffer, DeviceMemoryError, Graph, PinnedBuffer, Stream
-from engineworks.engines.backends._feeds import Array, shapes_of
+from engineworks.engines.backends._feeds import shapes_of
 from engineworks.engines.backends._trt_dialect import Dialect
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import EngineTensor, choose_profile
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.tensors import Profile
 
 

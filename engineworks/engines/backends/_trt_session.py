@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from engineworks.engines.backends._feeds import Array, checked_feeds, narrowed_feeds
+from engineworks.engines.backends._feeds import checked_feeds, narrowed_feeds
 from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
@@ -17,6 +17,7 @@ from engineworks.engines.backends._trt_tensors import engine_profiles, engine_te
 from engineworks.engines.backends.base import RunTimes
 from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.tensors import NARROWED, TensorSpec
 
 

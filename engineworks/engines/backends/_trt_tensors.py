@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
-from engineworks.host.lazy import np
+from engineworks.host.lazy import Array, np
 from engineworks.tensors import InputRange, Profile, TensorSpec
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)

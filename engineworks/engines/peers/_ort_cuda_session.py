@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from engineworks.engines.backends._feeds import checked_feeds, shapes_of
-from engineworks.engines.backends._ort_session import specs
+from engineworks.engines.backends._feeds import checked_feeds
+from engineworks.engines.backends._ort_session import OrtSession
 from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.peers._peer_session import Array, PeerSession, time_each
-from engineworks.errors import RunError
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.tensors import TensorSpec
+from engineworks.engines.peers._peer_session import PeerSession, time_each
+from engineworks.host.lazy import Array
 
 DEVICE, DEVICE_ID = "cuda", 0
 
 
-class OrtCudaSession(PeerSession):
+class OrtCudaSession(PeerSession, OrtSession):
     """Satisfies `backends.base.Session`. Not thread-safe."""
-
-    def __init__(self, session: Any, *, notes: tuple[str, ...], facts: Mapping[str, object]) -> None:
-        self._session, self.notes, self.facts = session, notes, facts
-        self.inputs: tuple[TensorSpec, ...] = specs(session.get_inputs())
-        self.outputs: tuple[TensorSpec, ...] = specs(session.get_outputs())
-        self._names = [o.name for o in self.outputs]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns all
-        outputs by name. Raises `RunError`."""
-        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
-        outputs = self._try(arrays, lambda: session.run(self._names, arrays))
-        return dict(zip(self._names, outputs, strict=True))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms. Without copies, one untimed run allocates the outputs on the device. There are no
@@ -48,16 +33,7 @@ class OrtCudaSession(PeerSession):
 
             return RunTimes(time_each(once, runs))
 
-        times: RunTimes = self._try(arrays, timed)
-        return times
-
-    def close(self) -> None:
-        self._session = None
-
-    def _open(self) -> Any:
-        if self._session is None:
-            raise RunError("this session was closed; load the model again")
-        return self._session
+        return self._try(arrays, timed)
 
     def _bind(self, arrays: Mapping[str, Array]) -> Any:
         """Copy inputs to the device once; bind outputs to memory that one run allocated there."""
@@ -70,14 +46,5 @@ class OrtCudaSession(PeerSession):
         for name in self._names:
             binding.bind_output(name, DEVICE, DEVICE_ID)
         session.run_with_iobinding(binding)
-        values = binding.get_outputs()
-        binding.clear_binding_outputs()
-        for name, value in zip(self._names, values, strict=True):
-            binding.bind_ortvalue_output(name, value)
+        self._bind_outputs(binding)
         return binding
-
-    def _try(self, arrays: Mapping[str, Array], work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None

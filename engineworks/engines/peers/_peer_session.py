@@ -5,12 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engineworks.errors import RunError
-
-Array = NDArray[np.generic]
+from engineworks.host.lazy import Array
 
 
 class PeerSession:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.peers._peer_session import Array, PeerSession, time_each
+from engineworks.engines.peers._peer_session import PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
+from engineworks.host.lazy import Array
 from engineworks.model.export.interface import Interface
 from engineworks.tensors import TensorSpec
 

@@ -14,12 +14,9 @@ memory holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-from engineworks.host.lazy import np
+from engineworks.host.lazy import NDArray, np
 from engineworks.measure.decoder.report import Difference, Exact, Refusal, Situation
 from engineworks.measure.served_checks import MOVED
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError
+from engineworks.host.lazy import ort
 from engineworks.model.calibrate.activations import Activation
 from engineworks.model.calibrate.heap import trim_heap
 from engineworks.model.calibrate.histograms import BinCounter
@@ -33,9 +34,6 @@ from engineworks.model.onnx_files import graph_inputs, load_model, opset_of
 from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.tensors import TensorSpec
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 _TRIM_EVERY_RUNS = 32
 """How often freed memory returns to the system: its pages must be cleared again, a fifth of the next run's time."""
 
@@ -49,7 +47,7 @@ class ReducedModel:
     def __init__(
         self,
         inputs: Sequence[TensorSpec],
-        session: onnxruntime.InferenceSession,
+        session: ort.InferenceSession,
         reduced: Mapping[str, Reduced],
         derived: Mapping[str, tuple[str, Same]],
         bins: int,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError
+from engineworks.host.lazy import ort
 from engineworks.model.calibrate.heap import trim_heap
 from engineworks.model.calibrate.runtime import (
     CPU_PROVIDER,
@@ -29,9 +30,7 @@ from engineworks.model.runtime.ort_errors import ort_errors_as
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    import onnxruntime
-
-    Tensor: TypeAlias = NDArray[Any] | onnxruntime.OrtValue
+    Tensor: TypeAlias = NDArray[Any] | ort.OrtValue
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class SegmentedModel:
         inputs: Sequence[TensorSpec],
         wanted: Sequence[str],
         segments: Sequence[Segment],
-        sessions: Sequence[onnxruntime.InferenceSession],
+        sessions: Sequence[ort.InferenceSession],
         place: Place = HOST,
     ) -> None:
         self.inputs = tuple(inputs)
@@ -123,15 +122,13 @@ def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Devic
     return SegmentedModel(inputs, wanted, segments, sessions, _place(sessions, providers))
 
 
-def _place(sessions: Sequence[onnxruntime.InferenceSession], providers: Sequence[Any]) -> Place:
+def _place(sessions: Sequence[ort.InferenceSession], providers: Sequence[Any]) -> Place:
     """Return where the sessions leave their tensors: on the GPU, unless ONNX Runtime fell back to the CPU."""
     on_gpu = bool(sessions) and all(session.get_providers()[0] == CUDA_PROVIDER for session in sessions)
     return Place("cuda", tuple(providers)) if on_gpu else HOST
 
 
-def _run(
-    session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, Tensor], place: Place
-) -> list[Tensor]:
+def _run(session: ort.InferenceSession, segment: Segment, alive: Mapping[str, Tensor], place: Place) -> list[Tensor]:
     """Return the segment's outputs, in its order, on the device where they are made."""
     with ort_errors_as(CalibrationError, "ONNX Runtime does not run the model on a calibration sample"):
         if place == HOST:

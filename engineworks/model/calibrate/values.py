@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.host.lazy import ort
 from engineworks.model.calibrate.histograms import BLOCK, BinCounter
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from engineworks.model.calibrate.device_counts import DeviceCounter
 
 Same = Callable[[NDArray[Any]], NDArray[Any]]
@@ -121,7 +120,7 @@ class ReducedValues:
 class DeviceValues:
     """A tensor of ONNX Runtime that stays on its device: only extremes and counts come back."""
 
-    def __init__(self, tensor: onnxruntime.OrtValue, dtype: str, size: int, counter: DeviceCounter) -> None:
+    def __init__(self, tensor: ort.OrtValue, dtype: str, size: int, counter: DeviceCounter) -> None:
         self._tensor, self._counter = tensor, counter
         self.dtype, self.size = dtype, size
 

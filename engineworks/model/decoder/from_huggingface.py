@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import NDArray, onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
 from engineworks.model.export.from_huggingface import PACKAGES
 from engineworks.model.export.interface import require_packages
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PROOF_TOKENS = 20
 EXPECTED_FILE = "expected.f32"
@@ -144,8 +141,6 @@ def _has_experts(config: Any) -> bool:
 
 def spell_out_reshapes(model: onnx.ModelProto) -> None:
     """Write a Reshape's -1 as a number where value_info has one: TensorRT-RTX cannot always tell."""
-    from onnx import helper, numpy_helper
-
     graph = model.graph
     shapes = {
         v.name: [d.dim_value if d.HasField("dim_value") else -1 for d in v.type.tensor_type.shape.dim]
@@ -162,14 +157,14 @@ def spell_out_reshapes(model: onnx.ModelProto) -> None:
             continue
         parts = list(concat.input)
         for axis, part in enumerate(parts):
-            free = part in held and numpy_helper.to_array(held[part]).tolist() == [-1]
+            free = part in held and onnx.numpy_helper.to_array(held[part]).tolist() == [-1]
             if free and shape[axis] >= 0:
                 name = f"{node.output[0]}_length_{axis}"
-                graph.initializer.append(numpy_helper.from_array(np.array([shape[axis]], np.int64), name))
+                graph.initializer.append(onnx.numpy_helper.from_array(np.array([shape[axis]], np.int64), name))
                 parts[axis] = name
         if parts != list(concat.input):
             node.input[1] = f"{node.output[0]}_shape"
-            made.append(helper.make_node("Concat", parts, [node.input[1]], axis=0))
+            made.append(onnx.helper.make_node("Concat", parts, [node.input[1]], axis=0))
         made.append(node)
     del graph.node[:]
     graph.node.extend(made)

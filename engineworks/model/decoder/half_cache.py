@@ -18,9 +18,7 @@ def halve_cache(model: onnx.ModelProto, interface: DecoderInterface) -> None:
 
 class _Halving:
     def __init__(self, model: onnx.ModelProto, interface: DecoderInterface) -> None:
-        from onnx import TensorProto
-
-        self._graph, self._half, self._float = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT
+        self._graph, self._half, self._float = model.graph, onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
         self._types = infer_types(*split_model(model))
         self._outputs = {c.output for c in interface.caches}
         self._io = self._outputs | {c.input for c in interface.caches}
@@ -93,7 +91,5 @@ class _Halving:
 
     @staticmethod
     def _cast(given: str, made: str, to: int) -> onnx.NodeProto:
-        from onnx import helper
-
-        node: onnx.NodeProto = helper.make_node("Cast", [given], [made], name=f"{made}_cast", to=to)
+        node: onnx.NodeProto = onnx.helper.make_node("Cast", [given], [made], name=f"{made}_cast", to=to)
         return node

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engineworks.host.lazy import onnx, ort
+from engineworks.host.lazy import NDArray, onnx, ort
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
 from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Their constants are the quantization itself."""

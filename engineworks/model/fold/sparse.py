@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ModelError
-from engineworks.host.lazy import np, onnx
+from engineworks.host.lazy import NDArray, np, onnx
 from engineworks.model.graphs import model_graphs, model_nodes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 MOST_DENSE = 1 << 28
 """Elements of a sparse constant: as float32 1 GiB."""

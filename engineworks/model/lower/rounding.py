@@ -73,15 +73,13 @@ def add_rounding(model: onnx.ModelProto) -> int:
 
 def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> list[onnx.NodeProto]:
     """Make nodes for result = name · u, u within one rounding of 1, computed in float32 or better."""
-    from onnx import helper
-
     wide = DOUBLE if elem_type == DOUBLE else FLOAT
     half = elem_type != wide
     step = ROUNDING[elem_type]
     source, product = (f"{result}/wide", f"{result}/product") if half else (name, result)
     if opset < NO_RANDOM_OPSET:
         noise = [
-            helper.make_node(
+            onnx.helper.make_node(
                 "RandomUniformLike",
                 [source],
                 [f"{result}/u"],
@@ -93,21 +91,20 @@ def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> lis
         ]
     else:
         noise = _noise_of_values(source, f"{result}/u", wide, step)
-    nodes = [*noise, helper.make_node("Mul", [source, f"{result}/u"], [product])]
+    nodes = [*noise, onnx.helper.make_node("Mul", [source, f"{result}/u"], [product])]
     if not half:
         return nodes
-    first = helper.make_node("Cast", [name], [source], to=wide)
-    return [first, *nodes, helper.make_node("Cast", [product], [result], to=elem_type)]
+    first = onnx.helper.make_node("Cast", [name], [source], to=wide)
+    return [first, *nodes, onnx.helper.make_node("Cast", [product], [result], to=elem_type)]
 
 
 def _noise_of_values(source: str, result: str, wide: int, step: float) -> list[onnx.NodeProto]:
     """Make nodes for result = 1 + step · √(2/3) · sin(k · source): the variance of the uniform noise, and no relation
     between neighbouring values. Clipped, so that infinity stays infinity."""
-    from onnx import helper
 
     def constant(value: float, name: str) -> onnx.NodeProto:
-        tensor = helper.make_tensor(name, wide, [], [value])
-        return helper.make_node("Constant", [], [f"{result}/{name}"], value=tensor)
+        tensor = onnx.helper.make_tensor(name, wide, [], [value])
+        return onnx.helper.make_node("Constant", [], [f"{result}/{name}"], value=tensor)
 
     constants = {"low": -1e4, "high": 1e4, "k": 9973.0, "step": step * (2 / 3) ** 0.5, "one": 1.0}
     chain = [
@@ -118,6 +115,6 @@ def _noise_of_values(source: str, result: str, wide: int, step: float) -> list[o
     ]
     return [
         *(constant(value, name) for name, value in constants.items()),
-        *(helper.make_node(kind, given, [f"{result}/{made}"]) for kind, given, made in chain),
-        helper.make_node("Add", [f"{result}/part", f"{result}/one"], [result]),
+        *(onnx.helper.make_node(kind, given, [f"{result}/{made}"]) for kind, given, made in chain),
+        onnx.helper.make_node("Add", [f"{result}/part", f"{result}/one"], [result]),
     ]

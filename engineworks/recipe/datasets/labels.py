@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import SamplesError, did_you_mean
-from engineworks.host.lazy import np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from engineworks.host.lazy import NDArray, np
 
 
 def label_numbers(folder: Path | None) -> dict[str, int]:

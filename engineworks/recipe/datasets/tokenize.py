@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.errors import SamplesError
-from engineworks.host.lazy import np
+from engineworks.host.lazy import NDArray, np
 from engineworks.model.export.interface import require_packages
 from engineworks.recipe.datasets.labels import number_of
 from engineworks.recipe.datasets.tables import Row
 from engineworks.recipe.datasets.text import FAST_FILE, tokenizer_settings
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
 IGNORED = -100

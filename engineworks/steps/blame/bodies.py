@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import names_read, set_nodes
 from engineworks.steps.blame.graph import Graph, Values, label, value_info
 
-Array = NDArray[np.generic]
 Feeds = dict[str, Any]
 
 MOST_ITERATIONS = 1 << 16

@@ -12,14 +12,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model
 from engineworks.model.tensor_storage import tensor_values
 
-Array = NDArray[np.generic]
 Values = Mapping[str, Array]
 Nodes = frozenset[int]
 
@@ -254,11 +252,9 @@ class Graph:
 
 def value_info(name: str, value: Array, other: Values | None = None) -> onnx.ValueInfoProto:
     """The tensor's type and shape. other: values at another shape."""
-    from onnx import helper
-
     shape = named_shape(value.shape, None if other is None else other[name].shape)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-    return helper.make_tensor_value_info(name, kind, shape)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    return onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
 def named_shape(shape: Sequence[int], other: Sequence[int] | None) -> list[int | str]:

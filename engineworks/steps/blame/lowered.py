@@ -15,19 +15,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.onnx_files import save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph, Nodes, Values, label, read_graph
 from engineworks.steps.blame.probe import SCRATCH
 from engineworks.steps.blame.values import WORST, error_of
-
-Array = NDArray[np.generic]
 
 FALLEN = 1 / 3
 """An error that falls to this part of itself is explained."""
@@ -290,29 +287,25 @@ def _change(name: str) -> str:
 
 def _with_changes(folded: Graph, changes: Mapping[str, Array]) -> onnx.ModelProto:
     """The fp32 model with something to add to each of these tensors as inputs: one number, or a tensor of its shape."""
-    from onnx import helper
-
     model = onnx.ModelProto()
     model.CopyFrom(folded.model)
     sums = []
     for node in model.graph.node:
         for name in [n for n in node.output if n in changes]:
-            sums.append(helper.make_node("Add", [f"{name}/before", _change(name)], [name]))
+            sums.append(onnx.helper.make_node("Add", [f"{name}/before", _change(name)], [name]))
         node.output[:] = [f"{n}/before" if n in changes else n for n in node.output]
     for name, change in changes.items():
-        kind, lengths = helper.np_dtype_to_tensor_dtype(change.dtype), [f"{name}.{i}" for i in range(change.ndim)]
-        model.graph.input.append(helper.make_tensor_value_info(_change(name), kind, lengths))
+        kind, lengths = onnx.helper.np_dtype_to_tensor_dtype(change.dtype), [f"{name}.{i}" for i in range(change.ndim)]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(_change(name), kind, lengths))
     set_nodes(model.graph, [*model.graph.node, *sums])
     sort_nodes(model.graph)
     return model
 
 
 def _cast(source: str, result: str, before: Array, after: Array) -> onnx.NodeProto:
-    from onnx import helper
-
     if before.dtype == after.dtype:
-        return helper.make_node("Identity", [source], [result])
-    return helper.make_node("Cast", [source], [result], to=helper.np_dtype_to_tensor_dtype(after.dtype))
+        return onnx.helper.make_node("Identity", [source], [result])
+    return onnx.helper.make_node("Cast", [source], [result], to=onnx.helper.np_dtype_to_tensor_dtype(after.dtype))
 
 
 def _renamed(node: onnx.NodeProto, prefix: str = "fp32/") -> onnx.NodeProto:

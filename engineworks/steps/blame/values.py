@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import EngineworksError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.measure.served_checks import MOVED, ROUNDED
 from engineworks.model.lower.rounding import add_rounding
 from engineworks.model.onnx_files import load_model, save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph
-
-Array = NDArray[np.generic]
 
 WORST = 1e30
 """The error of a tensor with another shape, or with NaN or infinity where the reference has none."""

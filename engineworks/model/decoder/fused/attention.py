@@ -84,8 +84,6 @@ def causal_window(graph: DecoderGraph, mask: str) -> int | None:
 
 
 def _replace(graph: DecoderGraph, layer: _Layer) -> None:
-    from onnx import helper
-
     node, size = layer.node, int(layer.keys.shape[3])
     query, key, value = node.input[0], *(scatter.input[1] for scatter in layer.scatters)
     turned, key_turned = rotation_of(graph, query, size), rotation_of(graph, key, size)
@@ -95,7 +93,7 @@ def _replace(graph: DecoderGraph, layer: _Layer) -> None:
         query, key = (turned.x, key_turned.x) if table else (query, key)
     before: list[onnx.NodeProto] = []
     rows, output = _packed(graph, (query, key, value), before), f"{node.output[0]}_rows"
-    fused = helper.make_node(
+    fused = onnx.helper.make_node(
         "GroupQueryAttention",
         [*rows, layer.keys.input, layer.values.input, _LENGTHS, _LONGEST, *(table or ())],
         [output, layer.keys.output, layer.values.output],
@@ -109,11 +107,9 @@ def _replace(graph: DecoderGraph, layer: _Layer) -> None:
 
 def _packed(graph: DecoderGraph, names: tuple[str, str, str], before: list[onnx.NodeProto]) -> list[str]:
     """Return queries, keys and values by rows; as one tensor and two empty names if one product can make them."""
-    from onnx import helper
-
     inner, name = [_before_heads(graph, given) for given in names], f"{names[0]}_packed"
     if all(inner) and joined_product(graph, inner, f"{name}_all", before):
-        before.append(helper.make_node("Reshape", [f"{name}_all", _ROWS], [name], name=name))
+        before.append(onnx.helper.make_node("Reshape", [f"{name}_all", _ROWS], [name], name=name))
         return [name, "", ""]
     return [_rows(graph, given, before) for given in names]
 
@@ -129,15 +125,13 @@ def _before_heads(graph: DecoderGraph, name: str) -> str:
 
 def _rows(graph: DecoderGraph, name: str, before: list[onnx.NodeProto]) -> str:
     """Return the tensor [batch, heads, sequence, size] as [batch, sequence, heads * size]."""
-    from onnx import helper
-
     inner = _before_heads(graph, name)
     if len(graph.shapes.get(inner, ())) == 3:
         return inner
     if not inner:
         inner = f"{name}_sequence_first"
-        before.append(helper.make_node("Transpose", [name], [inner], name=inner, perm=_HEADS_FIRST))
-    before.append(helper.make_node("Reshape", [inner, _ROWS], [f"{name}_rows"], name=f"{name}_rows"))
+        before.append(onnx.helper.make_node("Transpose", [name], [inner], name=inner, perm=_HEADS_FIRST))
+    before.append(onnx.helper.make_node("Reshape", [inner, _ROWS], [f"{name}_rows"], name=f"{name}_rows"))
     return f"{name}_rows"
 
 
@@ -145,38 +139,34 @@ def _after(
     graph: DecoderGraph, attended: str, rows: str, heads: int, size: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
     """Return nodes that give the attention's readers what they read, and nodes that are not needed any more."""
-    from onnx import helper
-
     transpose = graph.only_reader(attended, "Transpose")
     if transpose is not None and attribute(transpose, "perm", None) == _HEADS_FIRST:
         shaped = graph.only_reader(transpose.output[0], "Reshape")
         shape = None if shaped is None else graph.at_positions(shaped.input[1], [0, 0], 3)
         if shaped is not None and shape is not None and shape.tolist() in ([2, 3, heads * size], [2, 3, -1]):
-            return [helper.make_node("Identity", [rows], [shaped.output[0]])], [transpose, shaped]
+            return [onnx.helper.make_node("Identity", [rows], [shaped.output[0]])], [transpose, shaped]
     shape_name = graph.add_constant(np.array([0, 0, heads, size], np.int64), f"{attended}_shape")
     sequence_first = f"{attended}_sequence_first"
     return [
-        helper.make_node("Reshape", [rows, shape_name], [sequence_first], name=sequence_first),
-        helper.make_node("Transpose", [sequence_first], [attended], name=attended, perm=_HEADS_FIRST),
+        onnx.helper.make_node("Reshape", [rows, shape_name], [sequence_first], name=sequence_first),
+        onnx.helper.make_node("Transpose", [sequence_first], [attended], name=attended, perm=_HEADS_FIRST),
     ], []
 
 
 def _add_lengths(graph: DecoderGraph) -> None:
     """Put the nodes of _LENGTHS (int32 [batch]), _LONGEST (int32 []) and _ROWS (int64 [3]) before all others."""
-    from onnx import TensorProto, helper
-
     face, constant = graph.interface, graph.add_constant
     one, zero = constant(np.array([1], np.int64), "gqa_one"), constant(np.array([0], np.int64), "gqa_zero")
     rest = constant(np.array([-1], np.int64), "gqa_rest")
-    make = helper.make_node
+    make = onnx.helper.make_node
     nodes = [
         make("Shape", [face.ids], ["gqa_shape"]),
         make("Slice", ["gqa_shape", one, constant(np.array([2], np.int64), "gqa_two"), zero], ["gqa_sequence"]),
         make("Add", [face.positions, "gqa_sequence"], ["gqa_after"]),
         make("Sub", ["gqa_after", one], ["gqa_last"]),
-        make("Cast", ["gqa_last"], [_LENGTHS], to=TensorProto.INT32),
+        make("Cast", ["gqa_last"], [_LENGTHS], to=onnx.TensorProto.INT32),
         make("ReduceMax", ["gqa_after"], ["gqa_most"], keepdims=0),
-        make("Cast", ["gqa_most"], [_LONGEST], to=TensorProto.INT32),
+        make("Cast", ["gqa_most"], [_LONGEST], to=onnx.TensorProto.INT32),
         make("Concat", ["gqa_shape", rest], [_ROWS], axis=0),
     ]
     graph.nodes = [*nodes, *graph.nodes]

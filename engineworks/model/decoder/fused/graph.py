@@ -55,10 +55,8 @@ class DecoderGraph:
         return None if tensor is None else tensor_values(tensor)
 
     def add_constant(self, values: NDArray[Any], name: str) -> str:
-        from onnx import numpy_helper
-
         if name not in self.weights:
-            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self.weights[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
     def replace(self, made: Sequence[onnx.NodeProto], instead_of: Iterable[onnx.NodeProto]) -> None:
@@ -92,12 +90,10 @@ class DecoderGraph:
     def at_positions(self, name: str, at: Sequence[int], count: int) -> NDArray[Any] | None:
         """Return the tensor's values if rows begin at positions `at` and have `count` tokens each; None where it
         follows from anything else, such as the tokens."""
-        from onnx import ModelProto
-
         nodes = self._positional(name)
         if not nodes:
             return self.constant(name) if nodes is not None else None
-        face, made = self.interface, ModelProto()
+        face, made = self.interface, onnx.ModelProto()
         read = {given for node in nodes for given in node.input}
         made.ir_version, made.graph.name = self.model.ir_version, "positions"
         made.opset_import.extend(self.model.opset_import)
@@ -138,9 +134,7 @@ _MOST_NODES = 64
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:

@@ -23,15 +23,13 @@ def _fused(
     graph: DecoderGraph, output: str, x: str, weight: str, epsilon: float
 ) -> tuple[onnx.NodeProto, list[onnx.NodeProto]]:
     """Return the new node, and the addition that it takes in."""
-    from onnx import helper
-
     addition = graph.made_by(x, "Add")
     if addition is None or x in graph.outputs or not _same_shape(graph, *addition.input):
-        return helper.make_node(
+        return onnx.helper.make_node(
             "SimplifiedLayerNormalization", [x, weight], [output], name=f"{output}_norm", axis=-1, epsilon=epsilon,
             stash_type=1,
         ), []  # fmt: skip
-    return helper.make_node(
+    return onnx.helper.make_node(
         "SkipSimplifiedLayerNormalization", [*addition.input, weight], [output, "", "", x], name=f"{output}_norm",
         domain=CONTRIB, epsilon=epsilon,
     ), [addition]  # fmt: skip

@@ -40,8 +40,6 @@ class _Projection:
 def joined_product(graph: DecoderGraph, names: Sequence[str], name: str, made: list[onnx.NodeProto]) -> bool:
     """Append nodes that make `name`: the tensors `names` next to each other on their last axis. False where they are
     not products of one tensor with weights of one kind; then nothing is appended."""
-    from onnx import helper
-
     found = [_projection(graph, given) for given in names]
     parts = [projection for projection in found if projection is not None]
     if len(parts) < len(found) or len({_kind(graph, part) for part in parts}) > 1:
@@ -53,14 +51,14 @@ def joined_product(graph: DecoderGraph, names: Sequence[str], name: str, made: l
     weight = tensors[0]
     if first.dequantize is not None:
         weight = f"{name}_weight"
-        node = helper.make_node("DequantizeLinear", tensors, [weight], name=weight)
+        node = onnx.helper.make_node("DequantizeLinear", tensors, [weight], name=weight)
         node.attribute.extend(first.dequantize.attribute)
         made.append(node)
     product = f"{name}_product" if first.bias else name
-    made.append(helper.make_node("MatMul", [first.x, weight], [product], name=product))
+    made.append(onnx.helper.make_node("MatMul", [first.x, weight], [product], name=product))
     if first.bias:
         bias = _join(graph, [p.bias for p in parts], f"{name}_bias")
-        made.append(helper.make_node("Add", [product, bias], [name], name=name))
+        made.append(onnx.helper.make_node("Add", [product, bias], [name], name=name))
     return True
 
 
@@ -94,8 +92,6 @@ def _kind(graph: DecoderGraph, projection: _Projection) -> tuple[Any, ...]:
 
 def _join(graph: DecoderGraph, names: Sequence[str], name: str) -> str:
     """Return a new weight: these next to each other on their last axis."""
-    from onnx import TensorProto
-
     tensors = [graph.weights[given] for given in names]
     if name in graph.weights:
         return name
@@ -104,7 +100,7 @@ def _join(graph: DecoderGraph, names: Sequence[str], name: str) -> str:
         return graph.add_constant(np.concatenate([v for v in values if v is not None], axis=-1), name)
     rows = int(tensors[0].dims[0])
     packed = [np.frombuffer(t.raw_data, np.uint8).reshape(rows, -1) for t in tensors]
-    made = TensorProto(name=name, data_type=_INT4, dims=[rows, sum(int(t.dims[-1]) for t in tensors)])
+    made = onnx.TensorProto(name=name, data_type=_INT4, dims=[rows, sum(int(t.dims[-1]) for t in tensors)])
     made.raw_data = np.concatenate(packed, axis=-1).tobytes()
     graph.weights[name] = made
     return name

@@ -35,11 +35,11 @@ def build_recipes(
     with full_disk_named(settings.artifacts), prefect_api(home) as prefect:
         prepare_environment()  # before children start: one of another environment is never used
         default_pool().prestart(_imports(plans), count=2)
+        prefect.load()
         with not_collected():
-            prefect.load()
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
             tracking.prestart()  # after Prefect's import: two imports at once only wait for each other
-            prefect.wait_ready()
+        prefect.wait_ready()
         if champions is None:
             from flows.build_recipe import build_planned
 

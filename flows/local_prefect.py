@@ -1,17 +1,18 @@
 """A Prefect API for one build without a Prefect server: quick to start, loses no task run, leaves no process.
 
-    with prefect_api(settings.prefect_home) as prefect:   # returns at once: the server starts as a child
-        plan = ...                                        # planning and imports go on meanwhile
+    with prefect_api(settings.prefect_home) as prefect:   # the server starts as a child
+        plan = ...                                        # other imports go on meanwhile
         prefect.wait_ready()                              # just before the first flow
         build_recipe(plan)
     # here every task run is in the database and no process is left
 
 If the environment sets PREFECT_API_URL, that server is used and none is started.
 
-Prefect reads its environment when it is imported, so `start` sets the environment of this process and only
-`wait_ready` imports Prefect. The environment holds PREFECT_HOME (~/.prefect is neither read nor written), the API's
-address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop` restores
-the environment.
+Prefect reads its environment when it is imported, so `start` sets the environment of this process before. In a process
+without threads it then imports Prefect, and the server is a fork. Elsewhere the server is started first, and imports
+Prefect while `load` does so here. The environment holds PREFECT_HOME (~/.prefect is neither read nor written), the
+API's address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop`
+restores the environment.
 
 Prefect's own ephemeral server costs 7 s (13 s in a fresh home) and stops before its queues are empty: of 100 task
 runs it recorded 40 to 90.
@@ -29,6 +30,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engineworks.errors import StepError
+from engineworks.host.collector import not_collected
+from engineworks.host.parent import may_fork
 from engineworks.tracking.pages import LOCAL_PREFECT
 from flows.local_prefect_child import NO_TELEMETRY, ServerChild
 
@@ -55,7 +58,7 @@ class LocalPrefect:
         self._undo = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Start the server, unless the user has one, and set the environment; returns in about 10 ms.
+        """Start the server, unless the user has one, and set the environment.
 
         Raises StepError if no server can start in `home`.
         """
@@ -76,11 +79,16 @@ class LocalPrefect:
             "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence after the server died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))
+        fork = may_fork() and not self._imported_before
+        if fork:
+            self.load()
+        self._server.start(fork=fork)
 
     def load(self) -> None:
-        """Import Prefect (1 s, while the server starts) and set it up; a second call does nothing."""
+        """Import Prefect (1 s) and set it up; a second call does nothing."""
         if not self._entered:
-            self._enter_settings()
+            with not_collected():
+                self._enter_settings()
             self._entered = True
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> str:

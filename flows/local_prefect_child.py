@@ -1,4 +1,8 @@
-"""The parent's side of a private Prefect server (`local_prefect_server`): start the child, wait for it, end it."""
+"""The parent's side of a private Prefect server (`local_prefect_server`): start the child, wait for it, end it.
+
+Where this process may be forked, the child begins with the modules that were imported here, Prefect among them: that
+halves its imports. Elsewhere, and in a process with threads, it is a new interpreter.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,19 @@ import logging
 import os
 import secrets
 import selectors
+import signal
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from engineworks.errors import StepError
+from engineworks.host.child.supervise import die_with
 from engineworks.host.parent import SCRIPT
 from flows import local_prefect_server
 
@@ -41,18 +51,29 @@ class ServerChild:
     `kill -9` included. Start it from a thread that lives as long as it is needed."""
 
     def __init__(self, home: Path) -> None:
+        """Bind the address that clients connect to; `start` starts the process. Raises StepError."""
         self.home = home
         self.password = f"engineworks:{secrets.token_urlsafe(24)}"  # every user of this machine can reach 127.0.0.1
+        self._child: subprocess.Popen[bytes] | None = None
         self._is_ready = False
         self._log_path = home / "server.log"
-        try:
+        with self._named_errors():
             home.mkdir(parents=True, exist_ok=True)
-            with socket.create_server(("127.0.0.1", 0)) as listener, self._open_log() as log:
-                self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-                self._child = self._spawn(listener.fileno(), log)
+            self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/api"
+
+    def start(self, *, fork: bool) -> None:
+        """Start the process. fork: as a copy of this one. Raises StepError."""
+        with self._named_errors(), self._listener, self._open_log() as log:
+            self._child = self._spawn(self._listener.fileno(), log, fork=fork)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StepError(
-                f"{home}: Prefect's server cannot be started in this folder: {error.strerror or error}",
+                f"{self.home}: Prefect's server cannot be started in this folder: {error.strerror or error}",
                 hint="it must be a folder that can be written; ENGINEWORKS_ARTIFACTS names another",
             ) from error
 
@@ -62,12 +83,16 @@ class ServerChild:
         self._log_start = log.tell()
         return log
 
-    def _spawn(self, listener_fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, listener_fd: int, log: IO[bytes], *, fork: bool) -> subprocess.Popen[bytes]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         settings = {**SERVER_SETTINGS, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self.password}
+        env = {**inherited, **settings}
+        command = [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__]
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__, str(listener_fd)],
-            env={**inherited, **settings},
+            [*command, str(listener_fd)],
+            # Called in the forked child, where it serves and never returns: the command is not run then.
+            preexec_fn=partial(serve_forked, os.getpid(), env, listener_fd) if fork else None,
+            env=env,
             cwd=self.home,  # no .env or prefect.toml of another project lies here
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -80,6 +105,7 @@ class ServerChild:
         """Wait until the server is ready. Raises StepError if it ends, or is silent for `timeout_s`."""
         if self._is_ready:
             return
+        assert self._child is not None
         assert self._child.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._child.stdout, selectors.EVENT_READ)
@@ -99,13 +125,16 @@ class ServerChild:
             return log.read().decode(errors="replace")
 
     def lives(self) -> bool:
-        return self._child.poll() is None
+        return self._child is not None and self._child.poll() is None
 
     def stop(self) -> None:
         """End the child and wait for it: at once if it is still starting, else after it has written all.
 
         Raises StepError if it has ended before.
         """
+        if self._child is None:
+            self._listener.close()
+            return
         died = self._is_ready and not self.lives()
         with self._child as child:  # closes the pipes: the server waits for the end of its input
             try:
@@ -122,9 +151,34 @@ class ServerChild:
             )
 
     def _end_softly(self) -> int | None:
+        assert self._child is not None
         assert self._child.stdin is not None
         self._child.stdin.close()
         try:
             return self._child.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             return None
+
+
+def serve_forked(parent: int, env: Mapping[str, str], listener_fd: int) -> NoReturn:
+    """Serve as a fork of the parent, on its open socket: without its other descriptors, streams and settings.
+
+    Standard input, output and error, the folder and the session are set. Closing the rest also closes the pipe by which
+    `subprocess` waits for the command.
+    """
+    import prefect.context
+
+    try:
+        die_with(parent, signal.SIGKILL)
+        os.closerange(3, listener_fd)
+        os.closerange(listener_fd + 1, os.sysconf("SC_OPEN_MAX"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
+        os.environ.clear()
+        os.environ.update(env)
+        prefect.context.refresh_global_settings_context()
+        local_prefect_server.run(listener_fd, parent)
+    except BaseException:  # noqa: BLE001  the log gets it; nothing of the parent's may run here
+        traceback.print_exc()
+    finally:
+        os._exit(1)

@@ -2,7 +2,7 @@
 
 The child serves on the listening socket FD and prints `ready` on its standard output. It ends itself once its standard
 input is closed (or its parent is gone) and everything it received is in the database. Environment variables hold its
-settings. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
+settings. `local_prefect_child` may also fork it from a process that has imported Prefect, by `run`.
 
 `make prefect-schema` rewrites local_prefect_schema.sql after an upgrade of Prefect. An older one still works: Prefect
 migrates it.
@@ -23,10 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from engineworks.host.lock import locked
 
@@ -38,6 +38,10 @@ IDLE_LIMIT_S = 60.0
 POLL_S = 0.02
 SCHEMA_FILE = Path(__file__).with_name("local_prefect_schema.sql")
 _HEADER = "-- Prefect {version}, revision {revision}: what its migrations make of an empty SQLite file."
+
+
+ROUTES = ("flow_runs", "flows", "artifacts", "logs", "task_runs", "events", "csrf_token", "admin", "root")
+"""Modules of `prefect.server.api` whose routes our flows use."""
 
 
 class Schema(NamedTuple):
@@ -164,6 +168,43 @@ def _batches(items: list[str], size: int) -> Iterator[list[str]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
+def create_app(*, migrate: bool) -> ASGIApp:
+    """Create Prefect's API with the routes and the one service that our flows use. migrate: the database, at the start.
+
+    Prefect's own `create_app` also builds 300 routes and its pages, and polls a task queue in memory for services that
+    serve deployments: together as much processor time as the import of the routes.
+    """
+    import sqlalchemy.exc
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from prefect.logging.configuration import setup_logging
+    from prefect.server import api
+    from prefect.server.api import server
+    from prefect.server.database import provide_database_interface
+    from prefect.server.exceptions import ObjectNotFoundError
+    from prefect.server.services.task_run_recorder import TaskRunRecorder
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if migrate:
+            await provide_database_interface().create_db()
+        async with TaskRunRecorder.running():
+            yield
+
+    handlers = {
+        Exception: server.custom_internal_exception_handler,
+        RequestValidationError: server.validation_exception_handler,
+        sqlalchemy.exc.IntegrityError: server.integrity_exception_handler,
+        ObjectNotFoundError: server.prefect_object_not_found_exception_handler,
+    }
+    setup_logging()
+    server._install_sqlite_locked_log_filter()  # the client sends such a request again
+    server.API_ROUTERS = tuple(getattr(api, name).router for name in ROUTES)
+    app = FastAPI(lifespan=lifespan)
+    app.mount("/api", server.create_api_app(fast_api_app_kwargs={"exception_handlers": handlers}))
+    return app
+
+
 async def warm_up(app: ASGIApp) -> None:
     """Do the work that FastAPI and SQLAlchemy defer to the first request, 0.3 s, while the build still imports."""
     import httpx
@@ -197,26 +238,24 @@ async def wait_for_end(parent: int) -> None:
             continue
 
 
-def prepare_database(database: Path) -> None:
-    """Make a missing database, and skip Prefect's check of 113 migrations if it has the last revision.
+def must_migrate(database: Path) -> bool:
+    """Make a missing database; return whether Prefect must look for migrations, because it may lack the last of 113.
 
-    Call it before importing Prefect, and holding the lock.
+    Call it holding the lock.
     """
     schema = read_schema()
     if schema is None:
-        return
+        return True
     if not database.exists():
         create_database(database, schema)
-    if is_at_head(database, schema):
-        os.environ["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+    return not is_at_head(database, schema)
 
 
-async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
+async def serve(listener: socket.socket, home: Path, parent: int, *, migrate: bool) -> bool:
     """Serve until `wait_for_end`, then until everything is in the database; False if something is missing there."""
     import uvicorn
-    from prefect.server.api.server import create_app
 
-    app = Inbox(create_app(ephemeral=True), home / "prefect.db")
+    app = Inbox(create_app(migrate=migrate), home / "prefect.db")
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -245,19 +284,19 @@ async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
     return server.started and not app.unsaved()
 
 
-def main() -> None:
+def run(listener_fd: int, parent: int) -> NoReturn:
     """Prepare the database, serve, and end without Python's tear-down: everything is written by then."""
-    if sys.argv[1] == "--write-schema":
-        return write_schema(Path(sys.argv[2]))
     gc.disable()  # collecting takes a fifth of the time of importing 2200 modules and finds nothing
-    parent = os.getppid()
     home = Path(os.environ["PREFECT_HOME"])
     with locked(home / "server.lock"):
-        prepare_database(home / "prefect.db")
-    saved = asyncio.run(serve(socket.socket(fileno=int(sys.argv[1])), home, parent))
+        migrate = must_migrate(home / "prefect.db")
+    saved = asyncio.run(serve(socket.socket(fileno=listener_fd), home, parent, migrate=migrate))
     sys.stderr.flush()
     os._exit(0 if saved else 1)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--write-schema":
+        write_schema(Path(sys.argv[2]))
+    else:
+        run(int(sys.argv[1]), os.getppid())

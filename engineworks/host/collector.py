@@ -23,6 +23,9 @@ POLL_S = 0.2
 FULL_EVERY = 10
 """One in this many collections scans all objects, as in Python's default."""
 
+COLLECTOR = "collector"
+"""Name of the thread of `collect_apart`. It holds nothing that a fork needs."""
+
 _lock = threading.Lock()
 _apart: threading.Thread | None = None
 _paused = 0
@@ -36,7 +39,7 @@ def collect_apart() -> None:
         if _apart is not None or sys.version_info >= (3, 12):
             return
         gc.disable()
-        _apart = threading.Thread(target=_collect, name="collector", daemon=True)
+        _apart = threading.Thread(target=_collect, name=COLLECTOR, daemon=True)
         _apart.start()
 
 

@@ -1,12 +1,14 @@
-"""Runs a Python file as a child process that ends with its parent, `kill -9` of the parent included."""
+"""Child processes that end with their parent, `kill -9` of the parent included."""
 
 from __future__ import annotations
 
 import runpy
 import signal
 import sys
+import threading
 
 from engineworks.host.child.supervise import die_with
+from engineworks.host.collector import COLLECTOR
 
 SCRIPT = (
     "import sys; from engineworks.host.parent import run_script; "
@@ -21,3 +23,9 @@ def run_script(parent: int, script: str, arguments: list[str]) -> None:
     die_with(parent, signal.SIGKILL)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def may_fork() -> bool:
+    """Return whether a fork of this process has all of it: no thread runs but this one, and the collector."""
+    others = {thread.name for thread in threading.enumerate() if thread is not threading.current_thread()}
+    return sys.platform == "linux" and others <= {COLLECTOR}

@@ -27,6 +27,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from engineworks.measure.check import Check, checked
 from engineworks.measure.served_report import PHASES, Loss, RowRecord, Served, ServedVisit
 
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
@@ -54,15 +55,6 @@ class Tolerance:
     itself: float
     changed: float
     moved: int
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check's outcome: its name, whether it passed, and its message."""
-
-    name: str
-    good: bool
-    message: str
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
@@ -135,22 +127,22 @@ def synthetic_warnings(served: Served, cosine: float | None) -> Iterator[str]:
         )
 
 
-def synthetic_findings(served: Served, limit: float) -> Iterator[Finding]:
+def synthetic_checks(served: Served, limit: float) -> Iterator[Check]:
     """`synthetic_cosine[OUTPUT]` of every output."""
     for output, losses in synthetic_losses(served).items():
         name = f"synthetic_cosine[{output}]"
         worst = min(losses, key=lambda loss: -math.inf if loss.nonfinite else loss.cosine, default=None)
         if worst is None:
             why = "the lowered model is the fp32 model, or the evaluation data has samples of every shape"
-            yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
+            yield Check(name, "pass", f"{output}: no row was made up, or none could differ: {why}.")
             continue
         good = not worst.nonfinite and worst.cosine >= limit
         figure = f"{worst.nonfinite} values that are NaN or infinite" if worst.nonfinite else f"{worst.cosine:.6g}"
         message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
-        yield Finding(name, good, f"{message}, limit at least {limit:.6g}.")
+        yield checked(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
-def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
+def served_checks(served: Served, cosine: float | None) -> Iterator[Check]:
     """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only if rows can be told apart."""
     sequence = served.sequence
     if not sequence:
@@ -163,12 +155,12 @@ def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
             yield _rows(output, served, limits)
 
 
-def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: int | None) -> Finding:
+def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: int | None) -> Check:
     name, sequence = f"shapes[{output}]", served.sequence
     verdicts = list(_wrong(output, served, limits))
     first = next((i for i, w in enumerate(verdicts) if w), None)
     if first is None and raised is None:
-        return Finding(name, True, _all_right(output, served, limits))
+        return Check(name, "pass", _all_right(output, served, limits))
     if first is None or (raised is not None and raised < first):
         assert raised is not None
         why = f"the engine did not run at {_at(sequence, raised, '')}: {sequence[raised].raised}"
@@ -177,7 +169,7 @@ def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: in
         why = f"wrong at {_at(sequence, first, phase)}: {what}"
     wrong = [bool(w or v.raised) for v, w in zip(sequence, verdicts, strict=True)]
     tail = _elsewhere([_shape(v.dims) for v in sequence], wrong)
-    return Finding(name, False, f"{output}: {why}{tail}.")
+    return Check(name, "fail", f"{output}: {why}{tail}.")
 
 
 def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
@@ -228,7 +220,7 @@ def _bad(record: RowRecord, limit: float, too_many: bool, against: str) -> str:
     return f"{row} differs from {against} ({values})"
 
 
-def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
+def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Check:
     name, sequence, facts = f"rows[{output}]", served.sequence, served.rows[output]
     mixing = served.reference.mixing.get(output, 0.0)
     pools: dict[str, set[int]] = {}
@@ -240,12 +232,12 @@ def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
             moved |= _tipped(visit, output, record)
             wrong = len(moved) > allowed.moved if record.wrong_samples is not None else record.most > limit
             if record.nonfinite or wrong:
-                return Finding(name, False, _moved(output, sequence, index, record, limit, mixing))
+                return Check(name, "fail", _moved(output, sequence, index, record, limit, mixing))
             if record.most / limit > worst / at_worst:
                 worst, at_worst = record.most, limit
     where = "alone and in batches" if facts.alone else "at other places and beside other rows"
     values = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
-    return Finding(name, True, f"{output}: {facts.samples} rows gave the same answer {where} ({values}).")
+    return Check(name, "pass", f"{output}: {facts.samples} rows gave the same answer {where} ({values}).")
 
 
 def _moved(

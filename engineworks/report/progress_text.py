@@ -77,12 +77,12 @@ class Clock:
         self._thread = threading.Thread(target=self._run, name="engineworks-progress", daemon=True)
 
     def __enter__(self) -> Clock:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident:
+            self._thread.join()
 
     def planned(self, plan: Plan) -> None:
         self._shown.planned(plan)
@@ -90,6 +90,8 @@ class Clock:
     def started(self, step: Step) -> None:
         expected = self._expected(step)
         with self._lock:
+            if not self._thread.ident:
+                self._thread.start()
             self._running[step.key] = step, self._now(), expected
         self._shown.started(step)
 
@@ -177,13 +179,13 @@ class _Bar:
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> _Bar:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def planned(self, plan: Plan) -> None:
+        self._progress.start()  # and its thread: until here, this process may be forked
         self._tasks[plan.recipe] = self._progress.add_task("", total=len(plan.to_do), recipe=plan.recipe)
 
     def started(self, step: Step) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts, worst_exit_code
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.page import render_html
 from engineworks.report.rows import rows

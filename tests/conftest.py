@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engineworks.host import child
+from engineworks.host.child import ChildPool
+from engineworks.host.child.start import Child, Command, start_child
 from engineworks.tracking import sqlite
 
 settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -114,6 +118,26 @@ def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite, "_migrate_in_memory", migrate_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_child_for_many_tests() -> Iterator[None]:
+    """A child serves who has its environment: without the name of the test in it, 1 s, it serves the next test too."""
+
+    def start(command: Command) -> Child:
+        return start_child(replace(command, env=without_test(command.env)))
+
+    def take(pool: ChildPool, env: Mapping[str, str], fresh: bool) -> Child:
+        return take_before(pool, without_test(env), fresh)
+
+    def without_test(env: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in env.items() if name != "PYTEST_CURRENT_TEST"}
+
+    take_before = ChildPool._take
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChildPool, "_take", take)
+        patch.setattr(child, "start_child", start)
         yield
 
 

@@ -24,10 +24,11 @@ samples against the reference and one against itself; fp32 none. Samples that on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engineworks.measure.check import Check, checked
+from engineworks.measure.served import shown
 from engineworks.measure.served_report import PHASES, Loss, RowRecord, Served, ServedVisit
 
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
@@ -122,7 +123,7 @@ def synthetic_warnings(served: Served, cosine: float | None) -> Iterator[str]:
         size = f"{worst.nonfinite} values are NaN or infinite" if worst.nonfinite else f"error {worst.error:.3g}"
         more = f", and at {len(bad) - 1} other shape{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
         yield (
-            f"{output}: at {_shape(worst.lengths)} the lowered model is far from fp32 on made-up rows ({size}, "
+            f"{output}: at {shown(worst.lengths)} the lowered model is far from fp32 on made-up rows ({size}, "
             f"cosine {worst.cosine:.3g}){more}; the evaluation data has no sample of this shape"
         )
 
@@ -138,7 +139,7 @@ def synthetic_checks(served: Served, limit: float) -> Iterator[Check]:
             continue
         good = not worst.nonfinite and worst.cosine >= limit
         figure = f"{worst.nonfinite} values that are NaN or infinite" if worst.nonfinite else f"{worst.cosine:.6g}"
-        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
+        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {shown(worst.lengths)}"
         yield checked(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
@@ -168,7 +169,7 @@ def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: in
         phase, what = verdicts[first] or ("", "")
         why = f"wrong at {_at(sequence, first, phase)}: {what}"
     wrong = [bool(w or v.raised) for v, w in zip(sequence, verdicts, strict=True)]
-    tail = _elsewhere([_shape(v.dims) for v in sequence], wrong)
+    tail = _elsewhere([shown(v.dims) for v in sequence], wrong)
     return Check(name, "fail", f"{output}: {why}{tail}.")
 
 
@@ -245,7 +246,7 @@ def _moved(
 ) -> str:
     before, against = "elsewhere", record.against
     if against is not None:
-        before = "alone" if against.batch == 1 else f"as row {against.row} of {_shape(against.dims)}"
+        before = "alone" if against.batch == 1 else f"as row {against.row} of {shown(against.dims)}"
         if against.dims == sequence[index].dims and against.row == record.row:
             before = f"at run {against.run} there"
     size = f"is off by {max(record.error, record.most):.3g} (limit {limit:.3g})"
@@ -261,7 +262,7 @@ def _all_right(output: str, served: Served, limits: Sequence[Tolerance]) -> str:
     sequence, rows, reference = served.sequence, served.rows[output], served.reference
     errors = [(f.most, at.reference) for v, at in zip(sequence, limits, strict=True) for f in v.of(output).records]
     worst, limit = max(errors, key=lambda pair: pair[0] / pair[1], default=(0.0, limits[0].reference))
-    shapes = len({_shape(v.dims) for v in sequence})
+    shapes = len({shown(v.dims) for v in sequence})
     profiles = len({v.profile for v in sequence})
     what = f"{shapes} shape{'s' * (shapes > 1)} of {profiles} profile{'s' * (profiles > 1)}"
     values = f"largest error of a row {worst:.3g}, limit {limit:.3g}"
@@ -284,21 +285,17 @@ def _phase(phase: str, run: int, visit: ServedVisit) -> str:
 def _at(sequence: Sequence[ServedVisit], index: int, phase: str) -> str:
     """'batch 64 (profile bulk, 3rd shape, second visit, run 11)'."""
     visit = sequence[index]
-    stops = list(dict.fromkeys(_shape(v.dims) for v in sequence))
+    stops = list(dict.fromkeys(shown(v.dims) for v in sequence))
     turn = sum(v.dims == visit.dims for v in sequence[: index + 1])
-    words = [f"profile {visit.profile}", f"{_ordinal(stops.index(_shape(visit.dims)) + 1)} shape"]
+    words = [f"profile {visit.profile}", f"{_ordinal(stops.index(shown(visit.dims)) + 1)} shape"]
     words += [f"{_ordinal(turn)} visit"] if turn > 1 else []
     words += [phase] if phase else []
-    return f"{_shape(visit.dims)} ({', '.join(words)})"
+    return f"{shown(visit.dims)} ({', '.join(words)})"
 
 
 def _ordinal(n: int) -> str:
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"
-
-
-def _shape(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{d} {n}" for d, n in dims.items()) or "the fixed shape"
 
 
 def _few(names: Sequence[str], many: int = 6) -> str:

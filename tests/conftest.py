@@ -19,6 +19,7 @@ from engineworks.host import child
 from engineworks.host.child import ChildPool
 from engineworks.host.child.start import Child, Command, start_child
 from engineworks.tracking import sqlite
+from flows.local_prefect_child import ServerChild
 
 settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any host")  # no test depends on how fast the host is
@@ -148,6 +149,16 @@ def _measures_beside_others(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engineworks.builds.step.private_folder", lambda: folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that lead commands to one Prefect server, which takes 8 s of a processor to start."""
+    server = ServerChild(tmp_path_factory.mktemp("prefect"))
+    server.start(fork=False)
+    server.wait_ready(120)
+    yield {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.password, "NO_PROXY": "127.0.0.1"}
+    server.stop()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from datetime import date
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import mlflow.pyfunc
@@ -42,6 +43,7 @@ from engineworks.host.triton import InstalledServer, find_server
 from engineworks.measure.slopes import slopes
 from engineworks.package.package import PackagedEngine, write_models
 from engineworks.package.python_model import padded_sizes
+from engineworks.package.triton_engines import KERNELS
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import load_recipes
@@ -60,7 +62,7 @@ from engineworks.store.open import open_store
 from engineworks.tracking.roles import FOLDER, LOADER
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("answers", "costs", "load", "batching", "soak", "cold", "first_runs", "leak")
+PARTS = ("answers", "costs", "load", "batching", "soak", "cold", "first_runs", "kernels", "leak")
 VERSIONS = ("tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "tritonclient", "mlcommons-loadgen")
 MOST_COST, READY_S, MOST_SLOPE_KIB = 1.3, 3.0, 64.0
 
@@ -180,6 +182,29 @@ def first_runs(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     return result
 
 
+def kernels(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds to load and to answer first, and ms of a run after 5 s of runs: compiled anew, and with the package's."""
+    packaged = served.repository / served.model / KERNELS / served.engine.passport.target.name
+    target, feeds, result = served.engine.passport.body["engine"]["target"], served.single[0].feeds, dict[str, Any]()
+    for way in ("anew", "of the package") if packaged.is_dir() else ("anew",):
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(shutil.copytree(packaged, Path(folder, "kernels"))) if way != "anew" else None
+            start = time.perf_counter()
+            session = load_engine(served.engine.folder, target, serving=served.engine.passport.serving, cache=cache)
+            session.run(feeds)
+            first = time.perf_counter() - start
+            while time.perf_counter() - start < first + 5:
+                session.run(feeds)
+            times = session.time_runs(feeds, 300)
+            result[way] = {
+                "first_answer_s": first, "host_ms": median(times.host_ms), "device_ms": median(times.device_ms or [0]),
+                "facts": dict(session.facts), "notes": list(session.notes),
+            }  # fmt: skip
+            session.close()
+    echo(f"kernels: {result}")
+    return result
+
+
 def leak(served: Served, echo: Callable[[str], None]) -> dict[str, Any]:
     """Load and drop the engine 40 times in a process of its own: by TensorRT-RTX alone, our loader and MLflow's."""
     passport = served.engine.passport
@@ -243,7 +268,8 @@ def measure(
     limits = {"p99_ms": arguments.p99_ms, "seconds": arguments.seconds}
     work: dict[str, Callable[..., dict[str, Any]]] = {
         "answers": answers, "costs": costs, "load": partial(load, **limits), "batching": partial(batching, **limits),
-        "cold": cold, "first_runs": first_runs, "soak": partial(soak, reloads=arguments.reloads), "leak": leak,
+        "cold": cold, "first_runs": first_runs, "kernels": kernels, "soak": partial(soak, reloads=arguments.reloads),
+        "leak": leak,
     }  # fmt: skip
     for engine in engines:
         name = engine.passport.id
@@ -254,7 +280,7 @@ def measure(
             settings = package_settings(plan.loaded)
             package = settings.swept() if "batching" in parts else settings
             samples = stored_evaluation(plan.loaded)
-            (folder,) = write_models(package, samples, [engine], repository / "models", server.available)
+            (folder,) = write_models(package, samples, [engine], repository / "models", server.available, print)
             with started(server, repository / "models") as process:
                 result["start_s"] = process.start_s
                 with Client(process.addresses.grpc, "grpc") as client:

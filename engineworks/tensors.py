@@ -99,3 +99,8 @@ def spec_from_json(value: Mapping[str, object]) -> TensorSpec:
     shape = value["shape"]
     assert isinstance(shape, list)
     return TensorSpec(str(value["name"]), str(value["dtype"]), tuple(shape), str(value.get("batch", "")))
+
+
+def dims_text(dims: Mapping[str, int]) -> str:
+    """Return 'batch 8, sequence 128'."""
+    return ", ".join(f"{name} {length}" for name, length in dims.items())

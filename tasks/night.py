@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.errors import EngineworksError, InputError
-from engineworks.measure.gates.gates import message_of
+from engineworks.measure.check import message_of
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 
 RecipeStatus = Literal["unchanged", "built", "refused", "lost"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engineworks.host import child
+from engineworks.host.child import ChildPool
+from engineworks.host.child.start import Child, Command, start_child
 from engineworks.tracking import sqlite
+from flows.local_prefect_child import ServerChild
 
 settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any host")  # no test depends on how fast the host is
@@ -118,12 +123,42 @@ def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_child_for_many_tests() -> Iterator[None]:
+    """A child serves who has its environment: without the name of the test in it, 1 s, it serves the next test too."""
+
+    def start(command: Command) -> Child:
+        return start_child(replace(command, env=without_test(command.env)))
+
+    def take(pool: ChildPool, env: Mapping[str, str], fresh: bool) -> Child:
+        return take_before(pool, without_test(env), fresh)
+
+    def without_test(env: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in env.items() if name != "PYTEST_CURRENT_TEST"}
+
+    take_before = ChildPool._take
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChildPool, "_take", take)
+        patch.setattr(child, "start_child", start)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _measures_beside_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Builds of a host measure one after the other; those of tests wait for no other worker, and for no other build."""
     folder = tmp_path_factory.mktemp("locks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engineworks.builds.step.private_folder", lambda: folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that lead commands to one Prefect server, which takes 8 s of a processor to start."""
+    server = ServerChild(tmp_path_factory.mktemp("prefect"))
+    server.start(fork=False)
+    server.wait_ready(120)
+    yield {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.password, "NO_PROXY": "127.0.0.1"}
+    server.stop()
 
 
 @pytest.fixture

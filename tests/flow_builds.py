@@ -22,7 +22,6 @@ def build(recipe: str = "recipes/tiny.yaml", only: str | None = None, compare: s
 
 
 def enter(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for name in ("ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
+    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
-    patch.setenv("ENGINEWORKS_ARTIFACTS", str(root / "artifacts"))
     patch.chdir(root)

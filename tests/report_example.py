@@ -15,7 +15,7 @@ from engineworks.builds.results import BuildResult, EngineResult, Failure, StepC
 from engineworks.builds.step_facts import StepFact
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layer, Layers

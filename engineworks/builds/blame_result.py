@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.typed_json import Document
+from engineworks.typed_json import Record
 
 Culprit = Literal["engine", "lowered", "nothing", "unknown"]
 
@@ -15,7 +15,7 @@ BLAME_FILE = "blame.json"
 
 
 @dataclass(frozen=True)
-class Blame(Document):
+class Blame(Record):
     """What is to blame for an engine's failure.
 
     culprit: the engine alone, the lowered model, nothing that was found, or unknown because this host cannot tell.
@@ -35,7 +35,3 @@ class Blame(Document):
     bundle: str = ""
     details: tuple[str, ...] = ()
     pieces: tuple[Mapping[str, Any], ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """With all keys."""
-        return asdict(self)

@@ -44,31 +44,20 @@ class Delivery:
     host: str
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "engine": self.engine,
+        named = ("kind", "id", "key", "document", "state", "reason")
+        return vars(self) | {
             "keys": dict(self.keys),
-            "steps": [
-                {name: getattr(s, name) for name in ("kind", "id", "key", "document", "state", "reason")}
-                for s in self.steps
-            ],
+            "steps": [{name: getattr(s, name) for name in named} for s in self.steps],
             "outcomes": [asdict(o) for o in self.outcomes],
             "failures": {key: asdict(f) for key, f in self.failures.items()},
-            "unmeasured_because": self.unmeasured_because,
-            "host": self.host,
-        }  # fmt: skip
+        }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Delivery:
         steps = tuple(Step(**s, inputs=s["document"]["inputs"], unkeyed={}) for s in value["steps"])
-        return Delivery(
-            engine=value["engine"],
-            keys=value["keys"],
-            steps=steps,
-            outcomes=tuple(Outcome(**o) for o in value["outcomes"]),
-            failures={key: Failure(**f) for key, f in value["failures"].items()},
-            unmeasured_because=value["unmeasured_because"],
-            host=value["host"],
-        )
+        outcomes = tuple(Outcome(**o) for o in value["outcomes"])
+        failures = {key: Failure(**f) for key, f in value["failures"].items()}
+        return Delivery(**{**value, "steps": steps, "outcomes": outcomes, "failures": failures})
 
 
 def delivery_of(build: Build) -> Delivery:

@@ -13,11 +13,11 @@ from engineworks.builds.step_facts import StepFact
 from engineworks.engines.sidecar import Sidecar
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check, message_of
+from engineworks.measure.check import Check, message_of
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
-from engineworks.measure.sweep import Recommendation, recommend, sweep_point
+from engineworks.measure.sweep import recommend
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -75,6 +75,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
 
     error, latency = read_text(tracking, run.run_id, ERROR_FILE), read_report(tracking, run.run_id, Latency)
     failure = Failure("", error, read_text(tracking, run.run_id, ERROR_LOG_FILE) or "") if error else None
+    sweep = (resolved.get("performance") or {}).get("sweep") or {}
     verdict: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
     return EngineResult(
         id=run.engine or run.name,
@@ -86,17 +87,9 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         champion_comparison=read_report(tracking, run.run_id, ChampionComparison),
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
         failure=failure,
-        recommendation=_recommendation(latency, resolved),
+        recommendation=recommend(latency, sweep.get("latency_ms")) if sweep.get("batch") and latency else None,
         layers=Layers.from_json(layers) if (layers := read(Layers.FILE)) else None,
     )
-
-
-def _recommendation(latency: Latency | None, resolved: Mapping[str, Any]) -> Recommendation | None:
-    sweep = (resolved.get("performance") or {}).get("sweep") or {}
-    if not sweep.get("batch") or not latency:
-        return None
-    points = [sweep_point(point) for point in latency.sweep]
-    return recommend(points, latency_ms=sweep.get("latency_ms"), memory_total_mib=latency.memory_total_mib)
 
 
 def _comparison(value: Any) -> Comparison | None:

@@ -15,7 +15,8 @@ from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates, with_checks
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import Verdict, evaluate_gates, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.ladder.ladder import TargetLadder
@@ -23,7 +24,7 @@ from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.serving_report import ServingReport
-from engineworks.measure.sweep import Recommendation, recommend, sweep_point
+from engineworks.measure.sweep import Recommendation, recommend
 from engineworks.measure.waivers import apply_waivers, idle_waivers
 from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
@@ -250,6 +251,7 @@ def engine_result(
     served = serve.read(ServingReport) if serve else None
     sidecar = built.read(Sidecar) if built else None
     verdict = _evaluate(plan, engine, accuracy, latency, comparison, served)
+    sweep = plan.loaded.recipe.performance.sweep
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -263,7 +265,7 @@ def engine_result(
         log=_log(built),
         keys=engine.steps,
         failure=failure,
-        recommendation=_recommend(plan, latency),
+        recommendation=recommend(latency, sweep.latency_ms) if sweep and sweep.batch and latency else None,
         layers=_layers(store.get(engine.steps["measure"])) if "measure" in engine.steps else None,
     )
 
@@ -290,15 +292,6 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
             name = f"{plan.recipe}/{precisions[engine.id]}"
             notes += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
     return tuple(dict.fromkeys(notes))
-
-
-def _recommend(plan: Plan, latency: Latency | None) -> Recommendation | None:
-    """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
-    sweep = plan.loaded.recipe.performance.sweep
-    if sweep is None or not sweep.batch or not latency:
-        return None
-    points = [sweep_point(point) for point in latency.sweep]
-    return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency.memory_total_mib)
 
 
 def _evaluate(

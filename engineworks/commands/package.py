@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -83,6 +84,8 @@ def _package(
             loaded, _lease = plan.loaded, Lease(store.root, plan.steps)  # until the note keeps them
             engines, left = built_engines(plan, store, unmeasured=unmeasured)
         require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
-        models = write_package(loaded, engines, out, available=available_backends(find_server()))
+        models = write_package(
+            loaded, engines, out, available=available_backends(find_server()), echo=partial(typer.echo, err=True)
+        )
         note_package(store.root, out, engines)
     return models, engines, left

@@ -11,7 +11,7 @@ from engineworks.builds.step import STEP_FUNCTION, alone_on_this_host
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, RunError
 from engineworks.host.child import ChildPool
 from engineworks.host.file_digests import FileDigests
-from engineworks.measure.gates.gates import Check, worst
+from engineworks.measure.check import Check, worst
 from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.gates.shadow import shadow_checks, shadow_limits
 from engineworks.measure.gates.together import together_checks

@@ -18,16 +18,19 @@ class LazyModule(ModuleType):
 
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import onnx
     import onnxruntime as ort
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
+    Arrays = Mapping[str, Array]
 else:
     np = LazyModule("numpy")  # 0.1 s
     onnx = LazyModule("onnx")  # 0.4 s
     ort = LazyModule("onnxruntime")
-    Array = NDArray = Any  # for annotations alone
+    Array = Arrays = NDArray = Any  # for annotations alone
 
-__all__ = ["Array", "NDArray", "np", "onnx", "ort"]
+__all__ = ["Array", "Arrays", "NDArray", "np", "onnx", "ort"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
 
+from engineworks.measure.latency_report import TimedRuns
 from engineworks.measure.statistics import TAILS, Interval, enough_for, quantile, quantile_interval
 from engineworks.measure.windows import Window, first_steady, is_settled, without_slow_start
 
@@ -80,53 +81,19 @@ class Sampled:
     settled: bool
 
 
-@dataclass(frozen=True)
-class LatencyReport:
-    """Milliseconds at one shape, without copies.
-
-    device_*: None without a device clock. median_interval: 95%, None with too few samples. notes: what to know before
-    trusting the result. samples: every timed run in order, after the warm-up.
-    """
-
-    latency_ms_p50: float
-    latency_ms_p90: float
-    latency_ms_p99: float
-    latency_ms_mean: float
-    median_interval: Interval | None
-    device_ms_p50: float | None
-    device_ms_p90: float | None
-    device_ms_p99: float | None
-    throughput_per_s: float
-    runs: int
-    warmup_runs: int
-    warmup_s: float
-    settled: bool
-    notes: tuple[str, ...]
-    samples: tuple[float, ...]
-    device_samples: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        value = dict(vars(self))
-        interval = self.median_interval
-        value["median_interval"] = [interval.low, interval.high] if interval else None
-        value["samples"] = rounded(self.samples)
-        value["device_samples"] = rounded(self.device_samples)
-        return value
-
-
 def never() -> bool:
     """For an engine that does not get faster while it runs."""
     return False
 
 
-def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work: AtWork = never) -> LatencyReport:
+def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work: AtWork = never) -> TimedRuns:
     """Time a session. batch: samples per run, for the throughput (batch / median). at_work: as in `sample_runs`."""
     sampled = sample_runs(time_runs, sampling, at_work)
     samples = sampled.host_ms
     ordered = sorted(samples)
     middle = quantile(ordered, 0.5)
     interval = quantile_interval(ordered, 0.5)
-    return LatencyReport(
+    return TimedRuns(
         latency_ms_mean=sum(samples) / len(samples),
         median_interval=interval,
         throughput_per_s=1000.0 * batch / middle,
@@ -135,8 +102,8 @@ def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work
         warmup_s=round(sampled.warmup_s, 6),
         settled=sampled.settled,
         notes=tuple(_notes(sampled, interval, middle, sampling)),
-        samples=samples,
-        device_samples=sampled.device_ms,
+        samples=rounded(samples),
+        device_samples=rounded(sampled.device_ms),
         **percentiles("latency_ms", samples),
         **percentiles("device_ms", sampled.device_ms),
     )
@@ -148,9 +115,9 @@ def percentiles(name: str, samples: Sequence[float]) -> dict[str, Any]:
     return {f"{name}_p{q}": quantile(ordered, q / 100) if ordered else None for q in (50, 90, 99)}
 
 
-def rounded(samples: Sequence[float]) -> list[float]:
+def rounded(samples: Sequence[float]) -> tuple[float, ...]:
     """Six digits after the point: a nanosecond."""
-    return [round(s, 6) for s in samples]
+    return tuple(round(s, 6) for s in samples)
 
 
 def sample_runs(time_runs: TimeRuns, sampling: Sampling, at_work: AtWork = never) -> Sampled:

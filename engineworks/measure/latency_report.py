@@ -33,16 +33,13 @@ class Streams(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeMeasurement(Document):
-    """The figures of one shape: `measure.latency.LatencyReport` and `steps.shape_measurements` say what they mean.
+class TimedRuns(Document):
+    """Milliseconds of runs at one shape, without copies.
 
-    profile: that admits the shape, None for none. tail: whether p99 had to be known. memory_mib: what loading and
-    running adds. complaints: disturbances of the device. Those below `complaints` are a decoder's (`steps.decoder`).
+    device_*: None without a device clock. median_interval: 95%, None with too few samples. notes: what to know before
+    trusting the result. samples: every timed run in order, after the warm-up.
     """
 
-    dims: Mapping[str, int]
-    profile: str | None = None
-    tail: bool
     latency_ms_p50: Size
     latency_ms_p90: Size
     latency_ms_p99: Size
@@ -59,6 +56,19 @@ class ShapeMeasurement(Document):
     notes: tuple[str, ...]
     samples: Samples = ()
     device_samples: Samples = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeMeasurement(TimedRuns):
+    """The figures of one shape: `steps.shape_measurements` says what they mean.
+
+    profile: that admits the shape, None for none. tail: whether p99 had to be known. memory_mib: what loading and
+    running adds. complaints: disturbances of the device. Those below `complaints` are a decoder's (`steps.decoder`).
+    """
+
+    dims: Mapping[str, int]
+    profile: str | None = None
+    tail: bool
     copies_ms_p50: Size | None
     copies_ms_p90: Size | None
     copies_ms_p99: Size | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from engineworks.measure.gates.gates import message_of
+from engineworks.measure.check import message_of
 from engineworks.measure.regression import Comparison
 from engineworks.typed_json import Record
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from engineworks.host.lazy import Array, NDArray, np
+from engineworks.tensors import dims_text
 from engineworks.typed_json import Record
 
 Triple = Sequence[int]
@@ -185,7 +186,7 @@ def stops(
 
 def shown(dims: Mapping[str, int]) -> str:
     """A shape in words: 'batch 8, sequence 128'."""
-    return ", ".join(f"{d} {n}" for d, n in dims.items()) or "the fixed shape"
+    return dims_text(dims) or "the fixed shape"
 
 
 def _from_one(triple: Triple) -> tuple[int, ...]:

@@ -24,9 +24,11 @@ samples against the reference and one against itself; fp32 none. Samples that on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engineworks.measure.check import Check, checked
+from engineworks.measure.served import shown
 from engineworks.measure.served_report import PHASES, Loss, RowRecord, Served, ServedVisit
 
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
@@ -54,15 +56,6 @@ class Tolerance:
     itself: float
     changed: float
     moved: int
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check's outcome: its name, whether it passed, and its message."""
-
-    name: str
-    good: bool
-    message: str
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
@@ -130,27 +123,27 @@ def synthetic_warnings(served: Served, cosine: float | None) -> Iterator[str]:
         size = f"{worst.nonfinite} values are NaN or infinite" if worst.nonfinite else f"error {worst.error:.3g}"
         more = f", and at {len(bad) - 1} other shape{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
         yield (
-            f"{output}: at {_shape(worst.lengths)} the lowered model is far from fp32 on made-up rows ({size}, "
+            f"{output}: at {shown(worst.lengths)} the lowered model is far from fp32 on made-up rows ({size}, "
             f"cosine {worst.cosine:.3g}){more}; the evaluation data has no sample of this shape"
         )
 
 
-def synthetic_findings(served: Served, limit: float) -> Iterator[Finding]:
+def synthetic_checks(served: Served, limit: float) -> Iterator[Check]:
     """`synthetic_cosine[OUTPUT]` of every output."""
     for output, losses in synthetic_losses(served).items():
         name = f"synthetic_cosine[{output}]"
         worst = min(losses, key=lambda loss: -math.inf if loss.nonfinite else loss.cosine, default=None)
         if worst is None:
             why = "the lowered model is the fp32 model, or the evaluation data has samples of every shape"
-            yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
+            yield Check(name, "pass", f"{output}: no row was made up, or none could differ: {why}.")
             continue
         good = not worst.nonfinite and worst.cosine >= limit
         figure = f"{worst.nonfinite} values that are NaN or infinite" if worst.nonfinite else f"{worst.cosine:.6g}"
-        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
-        yield Finding(name, good, f"{message}, limit at least {limit:.6g}.")
+        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {shown(worst.lengths)}"
+        yield checked(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
-def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
+def served_checks(served: Served, cosine: float | None) -> Iterator[Check]:
     """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only if rows can be told apart."""
     sequence = served.sequence
     if not sequence:
@@ -163,12 +156,12 @@ def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
             yield _rows(output, served, limits)
 
 
-def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: int | None) -> Finding:
+def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: int | None) -> Check:
     name, sequence = f"shapes[{output}]", served.sequence
     verdicts = list(_wrong(output, served, limits))
     first = next((i for i, w in enumerate(verdicts) if w), None)
     if first is None and raised is None:
-        return Finding(name, True, _all_right(output, served, limits))
+        return Check(name, "pass", _all_right(output, served, limits))
     if first is None or (raised is not None and raised < first):
         assert raised is not None
         why = f"the engine did not run at {_at(sequence, raised, '')}: {sequence[raised].raised}"
@@ -176,8 +169,8 @@ def _shapes(output: str, served: Served, limits: Sequence[Tolerance], raised: in
         phase, what = verdicts[first] or ("", "")
         why = f"wrong at {_at(sequence, first, phase)}: {what}"
     wrong = [bool(w or v.raised) for v, w in zip(sequence, verdicts, strict=True)]
-    tail = _elsewhere([_shape(v.dims) for v in sequence], wrong)
-    return Finding(name, False, f"{output}: {why}{tail}.")
+    tail = _elsewhere([shown(v.dims) for v in sequence], wrong)
+    return Check(name, "fail", f"{output}: {why}{tail}.")
 
 
 def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
@@ -228,7 +221,7 @@ def _bad(record: RowRecord, limit: float, too_many: bool, against: str) -> str:
     return f"{row} differs from {against} ({values})"
 
 
-def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
+def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Check:
     name, sequence, facts = f"rows[{output}]", served.sequence, served.rows[output]
     mixing = served.reference.mixing.get(output, 0.0)
     pools: dict[str, set[int]] = {}
@@ -240,12 +233,12 @@ def _rows(output: str, served: Served, limits: Sequence[Tolerance]) -> Finding:
             moved |= _tipped(visit, output, record)
             wrong = len(moved) > allowed.moved if record.wrong_samples is not None else record.most > limit
             if record.nonfinite or wrong:
-                return Finding(name, False, _moved(output, sequence, index, record, limit, mixing))
+                return Check(name, "fail", _moved(output, sequence, index, record, limit, mixing))
             if record.most / limit > worst / at_worst:
                 worst, at_worst = record.most, limit
     where = "alone and in batches" if facts.alone else "at other places and beside other rows"
     values = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
-    return Finding(name, True, f"{output}: {facts.samples} rows gave the same answer {where} ({values}).")
+    return Check(name, "pass", f"{output}: {facts.samples} rows gave the same answer {where} ({values}).")
 
 
 def _moved(
@@ -253,7 +246,7 @@ def _moved(
 ) -> str:
     before, against = "elsewhere", record.against
     if against is not None:
-        before = "alone" if against.batch == 1 else f"as row {against.row} of {_shape(against.dims)}"
+        before = "alone" if against.batch == 1 else f"as row {against.row} of {shown(against.dims)}"
         if against.dims == sequence[index].dims and against.row == record.row:
             before = f"at run {against.run} there"
     size = f"is off by {max(record.error, record.most):.3g} (limit {limit:.3g})"
@@ -269,7 +262,7 @@ def _all_right(output: str, served: Served, limits: Sequence[Tolerance]) -> str:
     sequence, rows, reference = served.sequence, served.rows[output], served.reference
     errors = [(f.most, at.reference) for v, at in zip(sequence, limits, strict=True) for f in v.of(output).records]
     worst, limit = max(errors, key=lambda pair: pair[0] / pair[1], default=(0.0, limits[0].reference))
-    shapes = len({_shape(v.dims) for v in sequence})
+    shapes = len({shown(v.dims) for v in sequence})
     profiles = len({v.profile for v in sequence})
     what = f"{shapes} shape{'s' * (shapes > 1)} of {profiles} profile{'s' * (profiles > 1)}"
     values = f"largest error of a row {worst:.3g}, limit {limit:.3g}"
@@ -292,21 +285,17 @@ def _phase(phase: str, run: int, visit: ServedVisit) -> str:
 def _at(sequence: Sequence[ServedVisit], index: int, phase: str) -> str:
     """'batch 64 (profile bulk, 3rd shape, second visit, run 11)'."""
     visit = sequence[index]
-    stops = list(dict.fromkeys(_shape(v.dims) for v in sequence))
+    stops = list(dict.fromkeys(shown(v.dims) for v in sequence))
     turn = sum(v.dims == visit.dims for v in sequence[: index + 1])
-    words = [f"profile {visit.profile}", f"{_ordinal(stops.index(_shape(visit.dims)) + 1)} shape"]
+    words = [f"profile {visit.profile}", f"{_ordinal(stops.index(shown(visit.dims)) + 1)} shape"]
     words += [f"{_ordinal(turn)} visit"] if turn > 1 else []
     words += [phase] if phase else []
-    return f"{_shape(visit.dims)} ({', '.join(words)})"
+    return f"{shown(visit.dims)} ({', '.join(words)})"
 
 
 def _ordinal(n: int) -> str:
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"
-
-
-def _shape(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{d} {n}" for d, n in dims.items()) or "the fixed shape"
 
 
 def _few(names: Sequence[str], many: int = 6) -> str:

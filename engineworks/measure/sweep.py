@@ -7,27 +7,15 @@ and the smaller batch answers sooner. Samples per second are batch / median late
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engineworks.measure.latency_report import FailedBatch, SweepMeasurement
+from engineworks.measure.latency_report import FailedBatch, Latency, SweepMeasurement
 from engineworks.typed_json import Record
 
 MEMORY_SHARE = 0.7
 """Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
 
 MARGIN = 0.01
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One batch. memory_mib: memory that loading and running the engine adds. error: why it could not run, or ''."""
-
-    batch: int
-    samples_per_s: float = 0.0
-    latency_ms_p50: float = 0.0
-    memory_mib: float = 0.0
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,22 +26,15 @@ class Recommendation(Record):
     message: str
 
 
-def sweep_point(values: SweepMeasurement | FailedBatch) -> SweepPoint:
-    """A point from a measurement's report."""
-    if isinstance(values, FailedBatch):
-        return SweepPoint(values.batch, error=values.error)
-    return SweepPoint(values.batch, values.throughput_per_s, values.latency_ms_p50, values.memory_mib)
-
-
-def recommend(
-    points: Sequence[SweepPoint], *, latency_ms: float | None, memory_total_mib: float | None
-) -> Recommendation:
-    """The batch to serve with. latency_ms: None without such a budget. memory_total_mib: None if unknown."""
-    refused = {p.batch: _refusal(p, latency_ms, memory_total_mib) for p in points}
-    best: SweepPoint | None = None
-    for point in sorted(points, key=lambda p: p.batch):
+def recommend(latency: Latency, latency_ms: float | None) -> Recommendation:
+    """The batch to serve with. latency_ms: the recipe's budget, which counts when the result is read, so that another
+    one measures nothing again; None without one."""
+    memory_total_mib = latency.memory_total_mib
+    refused = {p.batch: _refusal(p, latency_ms, memory_total_mib) for p in latency.sweep}
+    best: SweepMeasurement | None = None
+    for point in sorted(latency.points, key=lambda p: p.batch):
         if not refused[point.batch] and (
-            best is None or point.samples_per_s > best.samples_per_s * (1 + MARGIN)
+            best is None or point.throughput_per_s > best.throughput_per_s * (1 + MARGIN)
         ):  # fmt: skip
             best = point
     left_out = [f"{batch} {why}" for batch, why in sorted(refused.items()) if why]
@@ -65,12 +46,12 @@ def recommend(
         if latency_ms is not None
         else "; no latency budget was given (performance.sweep.latency_ms)"
     )
-    head = f"batch {best.batch}: {best.samples_per_s:,.0f} samples/s at {best.latency_ms_p50:.3g} ms{within}"
+    head = f"batch {best.batch}: {best.throughput_per_s:,.0f} samples/s at {best.latency_ms_p50:.3g} ms{within}"
     return Recommendation(best.batch, "; ".join([head, *left_out, *unknown]))
 
 
-def _refusal(point: SweepPoint, latency_ms: float | None, memory_total_mib: float | None) -> str:
-    if point.error:
+def _refusal(point: SweepMeasurement | FailedBatch, latency_ms: float | None, memory_total_mib: float | None) -> str:
+    if isinstance(point, FailedBatch):
         return "could not be run"
     if latency_ms is not None and point.latency_ms_p50 > latency_ms:
         return f"is over the budget ({point.latency_ms_p50:.3g} ms)"

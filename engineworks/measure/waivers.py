@@ -11,7 +11,8 @@ from dataclasses import replace
 from datetime import date
 from fnmatch import fnmatchcase
 
-from engineworks.measure.gates.gates import Check, Verdict, worst
+from engineworks.measure.check import Check, worst
+from engineworks.measure.gates.gates import Verdict
 from engineworks.recipe.recipe import Waiver
 
 

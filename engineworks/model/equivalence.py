@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
-from engineworks.host.lazy import ort
+from engineworks.host.lazy import Array, Arrays, NDArray, ort
 from engineworks.model.runtime.ort_forms import exact_options
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from engineworks.tensors import TensorSpec
-
-    Arrays = Mapping[str, NDArray[np.generic]]
+from engineworks.tensors import TensorSpec
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Maximum difference of each floating type, relative to the magnitude that `_magnitudes` finds. It allows another order
@@ -150,7 +143,7 @@ def resized(feed: Arrays, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, A
             yield dim, other
 
 
-def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tuple[float, str]:
+def difference(expected: Array, actual: Array) -> tuple[float, str]:
     """Return the largest absolute difference, and why it is too large ('' if it is not).
 
     expected, actual: of any shape and dtype. NaN and infinities must be at the same places, integers and booleans
@@ -222,7 +215,7 @@ def _compare_once(
             raise FoldError(f"output '{name}' {problem}, {when}")
 
 
-def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, NDArray[np.generic]]:
+def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, Array]:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
@@ -231,5 +224,5 @@ def _shown(feed: Arrays) -> str:
     return ", ".join(f"{name}: {_array(value)}" for name, value in feed.items())
 
 
-def _array(value: NDArray[np.generic]) -> str:
+def _array(value: Array) -> str:
     return f"{value.dtype}[{', '.join(map(str, value.shape))}]"

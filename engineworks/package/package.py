@@ -5,6 +5,7 @@
     <out>/<model>/1/model.onnx              or <target>.plan, one per GPU type
     <out>/<model>/1/passports/<target>.json its statements.json where it was released, and engines.json: maps files to
                                             passports; signed where there is a key
+    <out>/<model>/1/kernels/<target>/…      what TensorRT-RTX compiled here, if this host has the engine's GPU
     <out>/<model>/1/model.py                and runtime.zip: a model for the Python backend, where nothing else serves
     <out>/<model>/requirements.txt          what model.py needs besides
     <out>/<model>/warmup/…                  samples of the evaluation data
@@ -19,7 +20,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ from engineworks.engines.strict_json import Digest, parse_document, read_bytes, 
 from engineworks.errors import EngineworksError, InputError, StoreError, TrustError
 from engineworks.host.file_digests import digest_file
 from engineworks.measure.serving_report import BatchingSweep, ServingReport
+from engineworks.package.kernels import package_kernels
 from engineworks.package.runtime import write_python_model
 from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
 from engineworks.package.triton_engines import (
@@ -116,21 +118,22 @@ class PackageManifest(Document):
 
 
 def write_package(
-    loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path, *, available: Collection[str] = CONTAINER
-) -> list[Path]:
+    loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path, *, available: Collection[str] = CONTAINER,
+    echo: Callable[[str], object] = lambda _: None,
+) -> list[Path]:  # fmt: skip
     """Write the package atomically, replacing an older package at `out`. Returns the models' directories.
 
-    available: the server's backends. Raises `InputError` where `out` holds something else, or where the server has no
-    backend for an engine.
+    available: the server's backends. echo: gets the reason where kernels could not be compiled here. Raises
+    `InputError` where `out` holds something else, or where the server has no backend for an engine.
     """
     if loaded.recipe.model.decoder is not None:
         raise InputError(f"{loaded.name}: a decoder has no Triton package yet", hint="'engineworks release' ships it")
-    return write_models(package_settings(loaded), stored_evaluation(loaded), engines, out, available)
+    return write_models(package_settings(loaded), stored_evaluation(loaded), engines, out, available, echo)
 
 
 def write_models(
     settings: PackageSettings, samples: SampleFile, engines: Sequence[PackagedEngine], out: Path,
-    available: Collection[str],
+    available: Collection[str], echo: Callable[[str], object] = lambda _: None,
 ) -> list[Path]:  # fmt: skip
     """Write the package as `write_package` does. samples: for the warm-up."""
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
@@ -143,7 +146,7 @@ def write_models(
             (partial / name).mkdir()
             server_backend = served_by(group[0].traits, available)
             tuned = replace(settings, triton=group[0].tuned(settings.triton))
-            _write_model(tuned, samples, name, group, partial / name, signer, server_backend)
+            _write_model(tuned, samples, name, group, partial / name, signer, server_backend, echo)
         _write_manifest(settings.recipe, partial, signer)
         _replace(partial, out)
     finally:
@@ -182,15 +185,20 @@ def _write_model(
     folder: Path,
     signer: Signer | None,
     server_backend: str,
+    echo: Callable[[str], object],
 ) -> None:
     files = {e.target: _copy_engine(e, folder / VERSION) for e in engines}
+    model = _triton_model(settings, samples, name, engines, files, folder, server_backend)
     (folder / PASSPORTS).mkdir()
     described = {e.target: _write_passport(e, files[e.target], folder) for e in engines}
-    PackagedEngines(1, name, described).write(folder, signer)
     if server_backend == PYTHON:
         first = engines[0]
         write_python_model(folder, folder / VERSION, first.backend, first.passport.body["versions"])
-    text = config_text(_triton_model(settings, samples, name, engines, files, folder, server_backend))
+        for e in engines if first.traits.on_gpu else ():
+            kernels = package_kernels(e.folder, e.passport, model, folder, echo)
+            described[e.target] = replace(described[e.target], kernels=kernels)
+    PackagedEngines(1, name, described).write(folder, signer)
+    text = config_text(model)
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 

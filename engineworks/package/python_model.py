@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from engineworks.package.triton_engines import open_packaged
 
 CACHE_PARAMETER = "runtime_cache"
 """Parameter of the model's configuration: the folder in whose subfolder of the model's name an engine keeps its kernels
-for the next start."""
+for the next start. Without it, those of the package are taken, and nothing is kept."""
+
+NO_CACHE = "none"
+"""Value of the parameter with which an engine compiles everything anew."""
 
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -55,8 +59,11 @@ class TritonPythonModel:
             os.environ[VISIBLE] = visible_device(int(args["model_instance_device_id"]))
         self._outputs = [output["name"] for output in config["output"]]
         name = args.get("model_name", "")
-        cache = config.get("parameters", {}).get(CACHE_PARAMETER, {}).get("string_value")
-        self._session = open_packaged(Path(args["model_repository"]), name, cache=Path(cache, name) if cache else None)
+        self._scratch = TemporaryDirectory(prefix="engineworks-kernels-")
+        kept = config.get("parameters", {}).get(CACHE_PARAMETER, {}).get("string_value")
+        cache = Path(kept, name) if kept else Path(self._scratch.name)
+        usable = on_gpu and kept != NO_CACHE
+        self._session = open_packaged(Path(args["model_repository"]), name, cache=cache if usable else None)
         self._ranks = {spec.name: len(spec.shape) for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -71,6 +78,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._session.close()
+        self._scratch.cleanup()
 
     def _feeds(self, request: Any) -> dict[str, Any]:
         feeds = {}

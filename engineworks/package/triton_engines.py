@@ -1,14 +1,14 @@
 """The engines in one directory of a Triton package, each verified by its passport and the statements of its release.
 
 1/passports/engines.json {"engines": 1, "model": the directory's name, "targets": {target: {"passport", "files",
-                         "statements"}}, "signature"}    files: the passport's name → path in the directory
+                         "statements", "kernels"}}, "signature"}    files: the passport's name → path in the directory
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,10 @@ from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
 from engineworks.engines.signing import Signer, Trust, read_trust
 from engineworks.engines.statements import Statements, check_statement, read_statements_file
-from engineworks.engines.strict_json import parse_document, read_bytes, typed
+from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
+from engineworks.host.atomic_write import write_atomically
 from engineworks.typed_json import STRICT, Document, plain
 
 VERSION = "1"
@@ -33,6 +34,9 @@ PASSPORTS = f"{VERSION}/passports"
 EARLIER_PASSPORTS = "passports"
 """Where packages of Engineworks 0.1 have them."""
 
+KERNELS = f"{VERSION}/kernels"
+"""Folder with what an engine compiled for the GPU on which it was packaged, by target."""
+
 ENGINES_FILE = "engines.json"
 
 PACKAGE_AGAIN = "run 'engineworks package' again"
@@ -40,11 +44,13 @@ PACKAGE_AGAIN = "run 'engineworks package' again"
 
 @dataclass(frozen=True)
 class PackagedFiles(Document):
-    """One engine in the directory. statements: file with those of its release, None for one that was not released."""
+    """One engine in the directory. statements: file with those of its release, None for one that was not released.
+    kernels: sha256 by path, of what it compiled where it was packaged."""
 
     passport: str
     files: Mapping[str, str]
     statements: str | None = None
+    kernels: Mapping[str, Digest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,13 @@ class PackagedEngines:
 
 @dataclass(frozen=True)
 class EngineInPackage:
-    """An engine of the directory. files: the passport's name → the file and its sha256. statements: of its release, if
-    any."""
+    """An engine of the directory. files: the passport's name → the file and its sha256. kernels: each file with its
+    sha256. statements: of its release, if any."""
 
     files: Mapping[str, tuple[Path, str]]
     passport: Passport
     statements: Statements | None = None
+    kernels: Sequence[tuple[Path, str]] = ()
 
 
 def model_name(model: str, passport: Passport) -> str:
@@ -97,6 +104,8 @@ def verify_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
     for engine in engines:
         for file, digest in engine.files.values():
             check_files(file.parent, {file.name: digest}, against="its passport")
+        for file, digest in engine.kernels:
+            check_files(file.parent, {file.name: digest}, against=ENGINES_FILE)
     return engines
 
 
@@ -134,7 +143,8 @@ def _read_engine(model: Path, target: str, packaged: PackagedFiles, name: str, t
         raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="fetch the package again")
     digests = {n: digest for n, digest in passport.files.items() if n in packaged.files}
     files = {n: (inside(model, packaged.files[n]), digest) for n, digest in digests.items()}
-    return EngineInPackage(files, passport, _statements(model, packaged, passport, name, trust))
+    kernels = [(inside(model, path), digest) for path, digest in packaged.kernels.items()]
+    return EngineInPackage(files, passport, _statements(model, packaged, passport, name, trust), kernels)
 
 
 def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: str, trust: Trust) -> Statements | None:
@@ -152,7 +162,7 @@ def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: 
 
 def open_packaged(model: Path, name: str = "", *, cache: Path | None = None) -> Session:
     """Load the engine of the model's directory that this host can run. name: of the model, as for `read_engines`.
-    cache: folder for its compiled kernels.
+    cache: folder for its compiled kernels, which gets the package's where it has none.
 
     Raises `TrustError` before loading anything, `RunError` where this host can run none of them.
     """
@@ -163,8 +173,18 @@ def open_packaged(model: Path, name: str = "", *, cache: Path | None = None) -> 
     described = chosen.passport.facts.engine
     known = (*described.inputs, *described.outputs)
     main = chosen.passport.main
+    if cache is not None:
+        _take_kernels(chosen, cache)
     with private_copy(chosen.files, main, "its passport") as path, named(path, chosen.files[main][0]):
         return backend.load(path, target.options, serving=chosen.passport.serving, cache=cache, known=known)
+
+
+def _take_kernels(engine: EngineInPackage, cache: Path) -> None:
+    """Copy the package's kernels into the cache, but for files that it has. Raises `TrustError` for altered ones."""
+    for file, digest in engine.kernels:
+        if not (cache / file.name).exists():
+            with private_copy({file.name: (file, digest)}, file.name, ENGINES_FILE) as path:
+                write_atomically(cache / file.name, path.read_bytes())
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:

@@ -109,7 +109,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         typed=(ChampionComparison,), alone=True
     ),
     "serve": StepKind(
-        5, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        6, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=ServingReport.FILE, typed=(ServingReport,), alone=True, fresh=True,
     ),
     "peer": StepKind(

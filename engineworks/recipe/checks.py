@@ -16,6 +16,7 @@ from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, load_is_given, waivers_name_something
+from engineworks.tensors import dims_text
 
 _SHAPES, _METRIC = ("shapes",), ("accuracy", "metric")
 """Parts that several problems are about."""
@@ -112,7 +113,7 @@ def _named_shapes_fit(recipe: Recipe) -> Iterator[Finding]:
         for dim in missing:
             yield at_value(path, f"shape '{name}' has no length for dimension '{dim}'", f"e.g. {dim}: 1")
         if not unknown and not missing and consistent and admitting_profile(recipe, name, lengths) is None:
-            message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+            message = f"shape '{name}' ({dims_text(lengths)}) lies outside of every profile"
             yield at_value(path, message, _profile_limits(recipe), _SHAPES)
 
 
@@ -149,7 +150,7 @@ def _sweep_fits(recipe: Recipe) -> Iterator[Finding]:
         for index, batch in enumerate(sweep.batch):
             lengths = {**at[name], dim: batch}
             if admitting_profile(recipe, name, lengths) is None:
-                message = f"batch {batch} at shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+                message = f"batch {batch} at shape '{name}' ({dims_text(lengths)}) lies outside of every profile"
                 yield at_value((*path, "batch", index), message, _profile_limits(recipe), _SHAPES)
 
 
@@ -160,10 +161,6 @@ def _profiles_can_be_asked(recipe: Recipe) -> bool:
     dims = dynamic_dims(recipe)
     rising = all(low <= opt <= high for r in recipe.shapes.values() for low, opt, high in r.values())
     return rising and bool(recipe.shapes or not dims) and all(d in r for r in recipe.shapes.values() for d in dims)
-
-
-def _lengths(lengths: Mapping[str, int]) -> str:
-    return ", ".join(f"{d} {n}" for d, n in lengths.items())
 
 
 def _profile_limits(recipe: Recipe) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engineworks.errors import SamplesError
-from engineworks.host.lazy import NDArray, np
+from engineworks.host.lazy import Array, np
 from engineworks.host.regular_files import check_regular, open_regular
 
 SUFFIX = ".npy"
@@ -85,13 +85,13 @@ class NpzReader:
             )
         return header
 
-    def read(self, name: str) -> NDArray[np.generic]:
+    def read(self, name: str) -> Array:
         """The whole array, with the shape and dtype in the file. Raises `KeyError` if the file has no such array."""
         from numpy.lib import format as npy
 
         self.header(name)  # raises this module's own message about the array
         with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
-            array: NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
+            array: Array = npy.read_array(file, allow_pickle=False)
         return array
 
     def rows(self, name: str) -> RowReader:
@@ -104,7 +104,7 @@ class RowReader:
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
-        self._loaded: NDArray[np.generic] | None = None
+        self._loaded: Array | None = None
         with _readable(path):
             self._file = _open_member(path, f"{name}{SUFFIX}")
             self._dtype, shape, fortran = _parse_header(path, name, self._file)
@@ -115,7 +115,7 @@ class RowReader:
             with NpzReader(path) as reader:
                 self._loaded = reader.read(name)
 
-    def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
+    def rows(self, indices: Sequence[int]) -> Array:
         """The rows [len(indices), …] in the array's dtype. Indices must ascend, also from call to call."""
         if self._loaded is not None:
             return self._loaded[list(indices)]
@@ -209,7 +209,7 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
     return headers
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """All arrays of a file that fits into memory."""
     with NpzReader(path) as archive:
         return {name: archive.read(name) for name in archive.names}

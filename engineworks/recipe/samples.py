@@ -170,7 +170,7 @@ class SampleFile:
         own = [d for at, d in enumerate(spec.shape) if at != axis]
         return block[(slice(None), *(slice(width) if d == self.ragged.dim else slice(None) for d in own))]
 
-    def label_parts(self) -> list[NDArray[np.generic]] | None:
+    def label_parts(self) -> list[Array] | None:
         """The labels of the samples in use, in order, one array [samples, …] per file; None without labels."""
         if self.labels is None:
             return None
@@ -198,7 +198,7 @@ class SampleFile:
                 parts.append(archive.read(self.slices)[file.rows].astype(np.str_))
         return np.concatenate(parts)
 
-    def read_labels(self) -> NDArray[np.generic] | None:
+    def read_labels(self) -> Array | None:
         """The labels of the samples in use, [count, …], in order; shorter ones are padded with `NO_LABEL`."""
         parts = self.label_parts()
         return None if parts is None else stacked(parts, NO_LABEL)

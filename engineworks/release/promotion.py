@@ -14,7 +14,7 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
-from engineworks.host.lazy import NDArray, np
+from engineworks.host.lazy import Array
 from engineworks.host.packages import installed_version
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
@@ -212,7 +212,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     )
 
 
-def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
+def example_feeds(plan: Plan) -> dict[str, Array]:
     """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
     their minimum batch."""
     allowed = evaluation_batches(plan.loaded.recipe)

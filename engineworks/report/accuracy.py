@@ -24,7 +24,7 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.palette import precision_of, short
-from engineworks.report.values import dims_text
+from engineworks.tensors import dims_text
 
 Compared = Mapping[str, Accuracy]
 """Reports by engine."""

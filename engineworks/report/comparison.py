@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.report.blocks import Cell, Column, Table
-from engineworks.report.values import dims_text, number_text
+from engineworks.report.values import number_text
+from engineworks.tensors import dims_text
 
 NUMBERS = ("p50 ms", "p99 ms", "samples/s", "MiB", "load ms", "cosine")
 

@@ -23,7 +23,8 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.plots import Curve, sweep_plot
-from engineworks.report.values import dims_text, shapes_of
+from engineworks.report.values import shapes_of
+from engineworks.tensors import dims_text
 
 PARTING = " ⟨parts here⟩ "
 """Set into a continuation where it leaves fp32's."""

@@ -15,7 +15,7 @@ from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import StoreError, TrackingError
-from engineworks.measure.gates.gates import message_of
+from engineworks.measure.check import message_of
 from engineworks.measure.layers import Layers
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionValues, Link, Point

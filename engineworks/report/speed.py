@@ -24,7 +24,8 @@ from engineworks.report.blocks import (
 from engineworks.report.grouping import never_run
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
-from engineworks.report.values import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.report.values import LATENCY, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.tensors import dims_text
 
 LEGEND = "Filled: distribution of the timed runs (root of their number). Line: median; dashes: p99."
 

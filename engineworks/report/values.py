@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from engineworks.builds.results import EngineResult
 from engineworks.measure.latency_report import ShapeMeasurement
 from engineworks.report.blocks import Table, text_table
+from engineworks.tensors import dims_text
 
 LATENCY = (
     ("p50 ms", "latency_ms_p50", 4), ("p50 at 95%", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
@@ -82,10 +83,6 @@ def remarks(engine: EngineResult) -> Iterator[str]:
 def complaints(engine: EngineResult) -> Sequence[str]:
     """What the device or the host did while the engine was measured."""
     return engine.latency.device.complaints if engine.latency else ()
-
-
-def dims_text(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {length}" for name, length in dims.items())
 
 
 def _cell(value: float | Sequence[float] | None, digits: int) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
+from engineworks.host.lazy import Array
 from engineworks.model.calibrate.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import batch_axes, output_axes
@@ -55,14 +55,14 @@ def run(job: StepJob) -> None:
         job.write_json(SHAPES_FILE, shapes.write(job.out / SHAPES_OUTPUTS_FILE, scale, job.echo))
 
 
-def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:
+def _add_squares(before: tuple[float, int], value: Array) -> tuple[float, int]:
     """Add to the sum of squares and count of the finite values so far. value: of any shape and dtype."""
     numbers = value.astype(np.float64)
     good = numbers[np.isfinite(numbers)]
     return before[0] + float(np.square(good).sum()), before[1] + good.size
 
 
-def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
+def read_reference(folder: Path) -> Iterator[dict[str, Array]]:
     """Yield the reference outputs by name, run by run: arrays [batch of the run, …] with the model's dtypes."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
     with NpzReader(folder / OUTPUTS_FILE) as archive:

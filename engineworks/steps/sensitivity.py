@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 from engineworks.errors import LoweringError
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, evaluate_gates
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.measure.sensitivity_report import Effort, ModelCost, SensitivityReport
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for

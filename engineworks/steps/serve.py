@@ -76,7 +76,9 @@ def run(job: StepJob) -> None:
             _write(job, _serve(job, addresses_of(server), None, model, samples, settings, placed=False))
             return
         package = settings.swept() if job.params.get("sweep") else settings
-        (written,) = write_models(package, samples, [engine], Path(folder) / "package", available_backends(server))
+        (written,) = write_models(
+            package, samples, [engine], Path(folder) / "package", available_backends(server), job.echo
+        )
         place = _placed(written, repository)
         try:
             _write(job, _on_server(job, server, repository, place.name, samples, settings))

@@ -66,7 +66,9 @@ def _compare(job: StepJob, engines: Mapping[Side, PackagedEngine], seed: int) ->
     with tempfile.TemporaryDirectory(prefix="engineworks-shadow-") as folder:
         repositories = {side: Path(folder, side) for side in SIDES}
         names = {
-            write_models(settings, samples, [engines[side]], repositories[side], available_backends(server))[0].name
+            write_models(settings, samples, [engines[side]], repositories[side], available_backends(server), job.echo)[
+                0
+            ].name
             for side in SIDES
         }
         (model,) = names

@@ -54,10 +54,10 @@ def measure_shape(
     notes = list(report.notes)
     in_flight = _streams(session, feeds, batch, streams, notes)
     seconds = time.monotonic() - begin
-    used_s = (first_run_ms + sum(report.samples) + sum(copies.get("copies_samples", ()))) / 1000
+    used_s = (first_run_ms + report.runs * report.latency_ms_mean + sum(copies.get("copies_samples", ()))) / 1000
     used_s += sum(stream["seconds"] for stream in in_flight)
     return {
-        **report.to_json(),
+        **vars(report),
         **NO_COPIES,
         **copies,
         "first_run_ms": first_run_ms,
@@ -71,7 +71,7 @@ def measure_shape(
 
 NO_COPIES = {
     **percentiles("copies_ms", ()), **percentiles("copies_device_ms", ()),
-    "copies_samples": [], "copies_device_samples": [],
+    "copies_samples": (), "copies_device_samples": (),
 }  # fmt: skip
 
 

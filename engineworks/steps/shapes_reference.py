@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.measure.served import (
     POOL_ROWS,
     POOL_VALUES,
@@ -198,7 +198,7 @@ class ShapesReference:
             echo(f"reference at {shown(visit.dims)}")
         self._visits = kept
 
-    def _check_axes(self, visit: Visit, runs: Sequence[Mapping[str, NDArray[np.generic]]]) -> None:
+    def _check_axes(self, visit: Visit, runs: Sequence[Mapping[str, Array]]) -> None:
         for name, axis in self._axes.items():
             if axis is not None and any(r[name].shape[axis : axis + 1] != (visit.batch,) for r in runs):
                 self._axes[name] = None
@@ -275,7 +275,7 @@ def run_key(visit: int, run: int) -> str:
     return f"visit{visit}/{run}"
 
 
-def write_arrays(archive: zipfile.ZipFile, folder: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+def write_arrays(archive: zipfile.ZipFile, folder: str, arrays: Mapping[str, Array]) -> None:
     """Add arrays of any shape and dtype (no objects) to an open .npz, as FOLDER/NAME.npy, C-contiguous."""
     for name, value in arrays.items():
         with archive.open(f"{folder}/{name}.npy", "w", force_zip64=True) as file:

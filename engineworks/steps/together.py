@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def run(job: StepJob) -> None:
         engines, asked, on_gpu = dict[str, str](), dict[str, list[Question]](), False
         for number, part in enumerate(job.params["parts"]):
             engine = PackagedEngine(Path(part["folder"]), read_passport(Path(part["passport"]), Trust()))
-            (model,) = _write(part, engine, Path(folder, str(number)), server)
+            (model,) = _write(part, engine, Path(folder, str(number)), server, job.echo)
             model.rename(repository / model.name)
             engines[model.name], asked[model.name] = engine.passport.id, _questions(part, engine)
             on_gpu = on_gpu or backend(engine.backend).TRAITS.on_gpu
@@ -60,9 +60,11 @@ def _samples(part: Mapping[str, Any]) -> Any:
     return samples_from_json(part["evaluation"], {**part["samples"], "labels": part["labels"]})
 
 
-def _write(part: Mapping[str, Any], engine: PackagedEngine, out: Path, server: InstalledServer) -> list[Path]:
+def _write(
+    part: Mapping[str, Any], engine: PackagedEngine, out: Path, server: InstalledServer, echo: Callable[[str], object]
+) -> list[Path]:
     settings = PackageSettings.from_json(part["package"])
-    return write_models(settings, _samples(part), [engine], out, server.available)
+    return write_models(settings, _samples(part), [engine], out, server.available, echo)
 
 
 def _questions(part: Mapping[str, Any], engine: PackagedEngine) -> list[Question]:

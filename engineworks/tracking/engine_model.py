@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends.base import Session
-from engineworks.host.lazy import np
+from engineworks.host.lazy import Array, Arrays, np
 from engineworks.tensors import TensorSpec
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.roles import (
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
-    from numpy.typing import NDArray
 
     from engineworks.engines.decoder.generation import Generator
 
-    Arrays = Mapping[str, NDArray[np.generic]]
 
 MODEL_TYPE = "engine"
 
@@ -176,13 +174,13 @@ class LoadedEngine:
         """Names, dtypes and shapes of the outputs."""
         return self._session.outputs
 
-    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once. feeds: one array per input name, with its dtype and shape. Returns all outputs by name. Raises
         `RunError` for invalid feeds."""
         with self._lock:
             return self._session.run(feeds)
 
-    def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.generic]]:
+    def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, Array]:
         """Run once, by MLflow's name and signature of it. params: none are known."""
         del params
         return self.run(model_input)

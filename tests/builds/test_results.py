@@ -6,7 +6,7 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts, worst_exit_code
 from engineworks.builds.to_mlflow import result_tags
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.answer import may_ship
 from engineworks.report.page import render_html

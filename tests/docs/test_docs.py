@@ -11,8 +11,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -24,7 +26,7 @@ from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
 REPOSITORY = Path(__file__).parents[2]
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 LANGUAGES = ("sh", "console", "python", "yaml", "text", "mermaid")
-pytestmark = pytest.mark.xdist_group("docs")  # one sandbox, in the order of this file
+pytestmark = pytest.mark.xdist_group("docs")  # one sandbox and one Prefect server, in the order of this file
 NOT_RUN = re.compile(r"<!-- not run: (\S.*\S) -->")
 COMMAND = re.compile(r"^\s*(\$ )?(\S+=\S+ )*(\.venv/bin/)?engineworks ", re.M)
 
@@ -103,8 +105,9 @@ def environment(root: Path) -> dict[str, str]:
     return {**kept, **own, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-def run(command: list[str], root: Path) -> str:
-    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+def run(command: list[str], root: Path, given: Mapping[str, str] = MappingProxyType({})) -> str:
+    env = {**environment(root), **given}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -183,12 +186,12 @@ def write_yaml(node: Node, file: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=lambda b: b.name)
-def test_shell_blocks_work(block: Block, sandbox: Path) -> None:
-    run(["bash", "-eu", "-o", "pipefail", "-c", block.text.replace(".venv/bin/", "")], sandbox)
+def test_shell_blocks_work(block: Block, sandbox: Path, prefect_server: dict[str, str]) -> None:
+    run(["bash", "-eu", "-o", "pipefail", "-c", block.text.replace(".venv/bin/", "")], sandbox, prefect_server)
 
 
 @pytest.mark.parametrize("block", blocks("console"), ids=lambda b: b.name)
-def test_sessions_print_what_they_show(block: Block, sandbox: Path) -> None:
+def test_sessions_print_what_they_show(block: Block, sandbox: Path, prefect_server: dict[str, str]) -> None:
     """Each command works; lines that hold no figures are those that it prints."""
     root = sandbox / "empty"
     if not root.exists():
@@ -198,7 +201,7 @@ def test_sessions_print_what_they_show(block: Block, sandbox: Path) -> None:
     said = ""
     for line in block.text.splitlines():
         if line.startswith("$ "):
-            said = run(shlex.split(line[2:], comments=True), root)
+            said = run(shlex.split(line[2:], comments=True), root, prefect_server)
         elif not re.search(r"\d\.\d|[0-9a-f]{32}", line):
             assert " ".join(line.split()) in " ".join(said.split()), f"{block.name}: {line}\n{said}"
 

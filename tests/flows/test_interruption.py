@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from engineworks.cli import run_command
 from engineworks.store.store import Store
 from engineworks.tracking.runs import open_tracking
 
-pytestmark = pytest.mark.xdist_group("interruption")
+pytestmark = pytest.mark.xdist_group("docs")  # their server
 PROGRAM = Path(sys.executable).parent / "engineworks"
 BUILD = [str(PROGRAM), "build", "recipes/tiny.yaml", "--verbose"]
 
@@ -33,7 +34,7 @@ def slow(outputs, labels, inputs):
 
 @pytest.fixture(autouse=True)
 def _own_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds start their own server, not the one of other tests."""
+    """Builds that are stopped start their own server, not the one of other tests."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
 
@@ -73,12 +74,22 @@ def wait_gone(group: int, seconds: float) -> float:
     return time.monotonic() - begin
 
 
-def build_again(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    code = run_command([*BUILD[1:-1], "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    value: dict[str, object] = json.loads(said.out)
-    return value
+@pytest.fixture
+def build_again(
+    prefect_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], dict[str, object]]:
+    """Build in this process."""
+
+    def build() -> dict[str, object]:
+        for name, value in prefect_server.items():
+            monkeypatch.setenv(name, value)
+        code = run_command([*BUILD[1:-1], "--json"])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        value: dict[str, object] = json.loads(said.out)
+        return value
+
+    return build
 
 
 def assert_as_undisturbed(repository: Path, result: dict[str, object]) -> None:
@@ -103,18 +114,18 @@ def assert_as_undisturbed(repository: Path, result: dict[str, object]) -> None:
     "moment", [pytest.param("tiny/fold: started", marks=pytest.mark.faults), "tiny/int8/cpu/build: started"]
 )
 def test_kill_9_and_a_second_run_end_as_one_run(
-    small_repository: Path, moment: str, capsys: pytest.CaptureFixture[str]
+    small_repository: Path, moment: str, build_again: Callable[[], dict[str, object]]
 ) -> None:
     process = start(small_repository)
     read_until(process, moment)
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_gone(process.pid, 10)
-    assert_as_undisturbed(small_repository, build_again(capsys))
+    assert_as_undisturbed(small_repository, build_again())
 
 
 def test_ctrl_c_ends_the_step_within_5_s_and_leaves_nothing_half_done(
-    small_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_repository: Path, monkeypatch: pytest.MonkeyPatch, build_again: Callable[[], dict[str, object]]
 ) -> None:
     """The step that is interrupted would take ten minutes. Its metric writes a file, which the sandbox forbids."""
     monkeypatch.setenv("ENGINEWORKS_SANDBOX", "process")
@@ -145,7 +156,7 @@ def test_ctrl_c_ends_the_step_within_5_s_and_leaves_nothing_half_done(
     (parent,) = tracking.find_runs(kind="build")
     assert parent.status == "KILLED"
     recipe.write_text(right, encoding="utf-8")
-    result = build_again(capsys)
+    result = build_again()
     steps = result["steps"]
     assert isinstance(steps, dict)
     assert steps["reused"] > 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
+from engineworks.measure.decoder.checks import decoder_checks, perplexity_verdict
 from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Exact, Refusal
 from engineworks.measure.decoder.situations import (
     LARGEST,
@@ -141,7 +141,7 @@ def report_of(**changes):
 
 
 def verdicts(report, **limits):
-    return {f.name: f.verdict for f in decoder_findings(report, 0.9, limits)}
+    return {f.name: f.verdict for f in decoder_checks(report, 0.9, limits)}
 
 
 def test_a_right_decoder_passes():

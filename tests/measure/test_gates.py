@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.check import Check
 from engineworks.measure.gates import gates
-from engineworks.measure.gates.gates import Check, Verdict, disturbed_budgets
+from engineworks.measure.gates.gates import Verdict, disturbed_budgets
 from engineworks.measure.latency_report import Latency
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import Limits

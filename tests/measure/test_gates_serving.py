@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.measure.gates.gates import Check, CheckVerdict
+from engineworks.measure.check import Check, CheckVerdict
 from engineworks.measure.gates.serving import load_verdict, serving_checks
 from tests.typed_reports import ANSWERS, load_json, serving
 

@@ -14,7 +14,7 @@ from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict,
 from engineworks.engines.backends import backend
 from engineworks.errors import PatternError, PrecisionError, RecipeError
 from engineworks.host.file_digests import FileDigests
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.measure.ladder.estimate import estimate_time
 from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose, ladder_statements
 from engineworks.plan.plan import Plan, plan_recipe

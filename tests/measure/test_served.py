@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineworks.measure.served import Visit, odd_multiple, odd_size, row_errors, row_picks, visit_sequence
-from engineworks.measure.served_checks import rounding_tolerance, served_findings, tolerance
+from engineworks.measure.served_checks import rounding_tolerance, served_checks, tolerance
 from engineworks.measure.served_report import Served, ServedAgainst
 
 TEXT = {"batch": (1, 4, 8), "length": (2, 16, 64)}
@@ -151,7 +151,7 @@ def test_the_tolerance_follows_from_the_cosine_limit(
 
 def test_nothing_was_tried_says_nothing() -> None:
     nothing = Served("fp32", (), (), {}, ServedAgainst("fp32", "", "rows", {}), (), (), (), 0, 0)
-    assert list(served_findings(nothing, None)) == []
+    assert list(served_checks(nothing, None)) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import engine_record
-from engineworks.measure.gates.gates import Check, CheckVerdict, Verdict
+from engineworks.measure.check import Check, CheckVerdict
+from engineworks.measure.gates.gates import Verdict
 from engineworks.measure.waivers import apply_waivers, idle_waivers, names_check
 from engineworks.plan.plan import Plan, Refused
 from engineworks.recipe.recipe import Waiver

@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -19,7 +21,7 @@ from engineworks.cli import run_command
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).parent / "engineworks"
-pytestmark = pytest.mark.xdist_group("newcomer")
+pytestmark = pytest.mark.xdist_group("docs")  # their server
 
 MISTAKES = (
     ("dtype: float32", "dtype: fp32"),
@@ -55,13 +57,14 @@ def in_a_shell(folder: Path, *words: str) -> Said:
     return Said(done.stdout, done.stderr)
 
 
-def typed(folder: Path, *words: str, code: int = 0) -> Said:
+def typed(folder: Path, *words: str, code: int = 0, given: Mapping[str, str] = MappingProxyType({})) -> Said:
     """Run a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name in [name for name in os.environ if name.startswith(("ENGINEWORKS_", "MLFLOW_", "PREFECT_"))]:
             patch.delenv(name)
-        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in {"OMP_NUM_THREADS": "1", **given}.items():
+            patch.setenv(name, value)
         patch.chdir(folder)
         ended = run_command(words)
     assert ended == code, f"{out.getvalue()}\n{err.getvalue()}"
@@ -131,11 +134,11 @@ def corrected(message: str, rest: str) -> str:
     return f"{numbers}{rest.partition(']')[2]}"
 
 
-def test_why_alone_names_the_reason_of_a_changed_verdict(folder: Path) -> None:
+def test_why_alone_names_the_reason_of_a_changed_verdict(folder: Path, prefect_server: dict[str, str]) -> None:
     file = folder / "mystery.yaml"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("fp16: {cosine: 0.9999}", "fp16: {cosine: 0.9999999999}"), encoding="utf-8")
-    built = typed(folder, "build", "mystery.yaml", code=1)
+    built = typed(folder, "build", "mystery.yaml", code=1, given=prefect_server)
     assert not re.search(r"is 1, limit at least 1\.", built.stdout)
     said = typed(folder, "why", "mystery/fp16/cpu").stdout
     assert said.startswith("mystery/fp16/cpu: pass → fail")

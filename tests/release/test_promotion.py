@@ -18,7 +18,8 @@ from release_keys import trust_mine
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict
 from engineworks.cli import run_command
 from engineworks.errors import InputError, RunError, TrustError
-from engineworks.measure.gates.gates import Check, Verdict
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import Verdict
 from engineworks.measure.waivers import apply_waivers
 from engineworks.package.package import write_package
 from engineworks.recipe.recipe import Waiver

@@ -16,7 +16,7 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, RanStep, StepCounts
 from engineworks.errors import InputError, StoreError
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.night.metrics import metrics_text, push_metrics, write_metrics
 from engineworks.report.night.page import render_night

@@ -8,7 +8,7 @@ import json
 import re
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
 from tests.typed_reports import accuracy, champion_comparison

@@ -9,7 +9,7 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.cli import run_command
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.answer import may_ship
 from engineworks.report.counting import many

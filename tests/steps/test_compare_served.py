@@ -23,7 +23,8 @@ from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.measure import served as served_limits
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, evaluate_gates
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.served_report import LoweredFacts, Served
 from engineworks.recipe.recipe import Limits

@@ -104,7 +104,7 @@ def test_where_inputs_lie_on_the_host_nothing_is_copied(monkeypatch: pytest.Monk
     found = values(session, Sampling())
     assert not any(session.calls)
     assert found["device_ms_p50"] is found["copies_ms_p50"] is found["copies_device_ms_p99"] is None
-    assert found["copies_samples"] == found["device_samples"] == []
+    assert found["copies_samples"] == found["device_samples"] == ()
 
 
 def test_streams_give_throughputs_and_those_that_fail_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

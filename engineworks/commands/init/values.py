@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.commands.init.draft import Range, Triples
 from engineworks.errors import ModelError
+from engineworks.host.lazy import Array
 from engineworks.recipe.batch import batch_axes, batch_dim, fills, fixed_batch
 from engineworks.tensors import TensorSpec
 
@@ -21,7 +21,7 @@ LARGEST_ROW_BYTES = 64 << 20
 """At least 4 samples are written, in float64 while they are made."""
 
 
-def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> NDArray[np.generic]:
+def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> Array:
     """Return evenly spread values of the dtype and shape in the range, both ends included; bools are true."""
     if dtype == "bool" or within is None:
         return np.ones(tuple(shape), np.dtype(dtype))
@@ -31,9 +31,7 @@ def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within
     return random.integers(int(low), int(high), tuple(shape), dtype=np.int64, endpoint=True).astype(dtype)
 
 
-def feeds(
-    specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int]
-) -> dict[str, NDArray[np.generic]]:
+def feeds(specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int]) -> dict[str, Array]:
     """Return one run's inputs at these lengths, with the specs' shapes and dtypes; deterministic."""
     random = np.random.default_rng(0)
     return {s.name: values(random, s.dtype, s.concrete(dims), ranges.get(s.name)) for s in specs}

@@ -17,7 +17,8 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import Check, Verdict, evaluate_gates
+from engineworks.measure.check import Check
+from engineworks.measure.gates.gates import Verdict, evaluate_gates
 from engineworks.measure.sensitivity_report import SensitivityReport
 from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.plan import Plan, plan_recipe

@@ -12,9 +12,9 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 
 MIB = 1 << 20
 
@@ -103,11 +103,11 @@ class PinnedBuffer:
             self.address, self.capacity = int(call("cudaMallocHost", size)), size
         return self.address
 
-    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return the buffer as an array of this shape and dtype; valid until the buffer grows or is freed."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         raw = (ctypes.c_uint8 * max(size, 1)).from_address(self.ensure(size))
-        view: NDArray[np.generic] = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
+        view: Array = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
         return view
 
     def free(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
-from engineworks.host.lazy import NDArray, np, ort
+from engineworks.host.lazy import Array, ort
 from engineworks.model.onnx_files import load_model
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 
@@ -21,7 +21,7 @@ WARM_UP = 3
 """Runs before those that count; the profile of a session begins with its first run."""
 
 
-def profile_nodes(engine: Path, options: Any, feeds: Mapping[str, NDArray[np.generic]], runs: int) -> list[TimedLayer]:
+def profile_nodes(engine: Path, options: Any, feeds: Mapping[str, Array], runs: int) -> list[TimedLayer]:
     """Run the engine `runs` times under the profiler. options: of the session, at the level of a usual load."""
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"

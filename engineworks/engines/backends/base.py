@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from engineworks.errors import TargetError, did_you_mean
+from engineworks.host.lazy import Array, Arrays
 from engineworks.tensors import Profile, TensorSpec
 from engineworks.typed_json import Record
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from engineworks.engines.decoder.base import DecoderSession
     from engineworks.engines.decoder.parts import Part
     from engineworks.model.decoder.interface import DecoderInterface
 
-    Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
 """Name of the engine file in its artifact folder; external weights are next to it."""
@@ -145,7 +142,7 @@ class Session(Protocol):
         """How it was loaded and runs, as JSON: kernels, CUDA graph replay, use of the runtime cache."""
         ...
 
-    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once. feeds: one array per input with its name, dtype and a shape that fits `inputs`. Returns all outputs
         by name, with the dtypes and shapes of `outputs`. Raises `RunError`."""
         ...

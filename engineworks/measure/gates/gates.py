@@ -7,51 +7,21 @@ check gives its reason; a measurement that is missing or not finite fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.accuracy_report import Accuracy, MetricValues
-from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
-from engineworks.measure.gates.slices import slice_findings
+from engineworks.measure.check import Check, CheckVerdict, checked, worst
+from engineworks.measure.decoder.checks import decoder_checks, perplexity_verdict
+from engineworks.measure.gates.slices import slice_checks
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
-from engineworks.measure.served_checks import served_findings, synthetic_findings
+from engineworks.measure.served_checks import served_checks, synthetic_checks
 from engineworks.measure.statistics import TAILS, enough_for, number_text, reaches
 from engineworks.recipe.performance import Budget
 from engineworks.recipe.recipe import METRIC_LIMITS, Limits
 from engineworks.tensors import NARROWED
-from engineworks.typed_json import Record
-
-CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]
-
-
-def message_of(value: Mapping[str, Any]) -> str:
-    """Return the message of a check or refusal on record, '' for none. Until 0.1.0 its key was `sentence`."""
-    return str(value.get("message") or value.get("sentence", ""))
-
-
-@dataclass(frozen=True)
-class Check(Record):
-    """One limit compared with one measurement.
-
-    waived: who accepts the failure, until when and why; '' without a waiver.
-    """
-
-    name: str
-    verdict: CheckVerdict
-    message: str
-    waived: str = ""
-
-    @classmethod
-    def from_json(cls, value: Any, what: str = "") -> Check:
-        """Read what `to_json` wrote; `waived` may be missing, and `message` have its old name."""
-        return cls(value["name"], cast("CheckVerdict", value["verdict"]), message_of(value), value.get("waived", ""))
-
-    @property
-    def text(self) -> str:
-        """The reason, followed by the waiver if there is one."""
-        return f"{self.message} [{self.waived}]" if self.waived else self.message
 
 
 @dataclass(frozen=True)
@@ -87,13 +57,6 @@ def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
     return Verdict(worst(checks), checks)
 
 
-def worst(checks: Iterable[Check]) -> CheckVerdict:
-    """The most severe verdict of the checks without a waiver."""
-    verdicts = {c.verdict for c in checks if not c.waived}
-    order: tuple[CheckVerdict, ...] = ("fail", "inconclusive", "unmeasured")
-    return next((verdict for verdict in order if verdict in verdicts), "pass")
-
-
 def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
     for name, output in report.outputs.items():
         if output.dtypes:
@@ -116,16 +79,12 @@ def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
         yield _dead_classes(metric)
     if report.decoder is not None:
         given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
-        for found in decoder_findings(report.decoder, metric.agreement if metric else None, given):
-            yield Check(found.name, found.verdict, found.message)
-    for name, word, message in slice_findings(metric, limits.worst_slice_ratio):
-        yield Check(name, word, message)
+        yield from decoder_checks(report.decoder, metric.agreement if metric else None, given)
+    yield from slice_checks(metric, limits.worst_slice_ratio)
     if report.served is not None:
-        for finding in served_findings(report.served, limits.cosine):
-            yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
+        yield from served_checks(report.served, limits.cosine)
         if limits.synthetic_cosine is not None:
-            for finding in synthetic_findings(report.served, limits.synthetic_cosine):
-                yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
+            yield from synthetic_checks(report.served, limits.synthetic_cosine)
 
 
 _OUTPUT_LIMITS = {
@@ -169,7 +128,7 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Output
     message = f"{name}: {text} to the fp32 reference is {values[0]}, limit {side} {values[1]}."
     if not good and output.worst_row_cosine is not None:
         message += f" Worst sample: {output.worst_row} (cosine {number_text(output.worst_row_cosine)})."
-    return Check(f"{field}[{name}]", "pass" if good else "fail", message)
+    return checked(f"{field}[{name}]", good, message)
 
 
 def _metric_check(field: str, metric: MetricValues | None, limit: Any) -> Check:
@@ -187,7 +146,7 @@ def _metric_check(field: str, metric: MetricValues | None, limit: Any) -> Check:
         return Check(field, "inconclusive", f"{message} {_nondeterministic(metric)}")
     if field == "metric_ratio" and metric.ratio is None and metric.reference is not None:
         message += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
-    return Check(field, "pass" if good else "fail", message)
+    return checked(field, good, message)
 
 
 def _perplexity_check(field: str, metric: MetricValues, limit: Any, good: bool, wanted: str) -> Check:
@@ -195,7 +154,7 @@ def _perplexity_check(field: str, metric: MetricValues, limit: Any, good: bool, 
     values = f"{number_text(metric.engine)}, fp32 {number_text(metric.reference)}"
     message = f"perplexity on {metric.samples:,} tokens: {values}"
     if field != "metric_ratio":
-        return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
+        return checked(field, good, f"{message}, limit {wanted}.")
     verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
     low, high = metric.interval or (None, None)
     known = f", 95% interval {number_text(low)} to {number_text(high)}" if low is not None else ""
@@ -286,7 +245,7 @@ def _budget_check(name: str, shape: str, field: str, values: ShapeMeasurement, r
     if field in TAILS and values.runs < (needed := enough_for(TAILS[field])):
         few = f"{values.runs} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{message} {few}")
-    return Check(name, "pass" if good else "fail", message)
+    return checked(name, good, message)
 
 
 def _complaints(field: str, values: ShapeMeasurement, report: Latency) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
 from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check, checked
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history
 from engineworks.measure.statistics import reaches
@@ -163,7 +163,7 @@ def _accuracy_check(
     worse = worse_by(value.engine, then, lower_is_better=value.lower_is_better)
     text = f"{value.name} is {value.engine:.6g}, that of {champion} {then:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
-    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
+    return checked(name, reaches(limit, worse), f"{text}, limit {_percent(limit)} worse.")
 
 
 def _what_changed(then: Report, now: Report) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.gates.gates import Check, CheckVerdict
+from engineworks.measure.check import Check, CheckVerdict, checked
 from engineworks.measure.serving_report import Load, LoadSearch, ServingReport
 from engineworks.measure.statistics import TAILS, enough_for
 
@@ -57,7 +57,7 @@ def _answers(report: ServingReport) -> Iterator[Check]:
             continue
         good = answers.worst_error <= allowed
         message = f"{text}; the worst row differs by {answers.worst_error:.2g}, limit {allowed:.2g}."
-        yield Check(f"served.answers[{way}]", "pass" if good else "fail", message)
+        yield checked(f"served.answers[{way}]", good, message)
 
 
 def _metric(report: ServingReport) -> Check | None:
@@ -67,7 +67,7 @@ def _metric(report: ServingReport) -> Check | None:
     served, judged = metric.served, metric.judged
     same = served is not None and judged is not None and math.isclose(served, judged, rel_tol=1e-3, abs_tol=1e-6)
     text = f"{metric.name} of the served answers is {_shown(served)}, of the evaluated engine {_shown(judged)}."
-    return Check("served.metric", "pass" if same else "fail", text)
+    return checked("served.metric", same, text)
 
 
 def _refusals(report: ServingReport) -> Check | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check, checked
 from engineworks.measure.gates.regression import comparison_message, worse_by
 from engineworks.measure.regression import Comparison
 from engineworks.measure.statistics import number_text, reaches
@@ -52,7 +52,7 @@ def _answers(report: Report, limit: float) -> Iterator[Check]:
             good = worst is not None and reaches(worst, limit)
             text += f", {answers['refused']} were refused by both" if answers["refused"] else ""
             text += f"; cosine {number_text(worst)}, limit {number_text(limit)}."
-            yield Check(name, "pass" if good else "fail", text)
+            yield checked(name, good, text)
 
 
 def _metric(report: Report, limit: float) -> Iterator[Check]:
@@ -68,7 +68,7 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
         return
     worse = worse_by(candidate, champion, lower_is_better=metric["lower_is_better"])
     text += f", limit {100 * limit:.3g}% worse."
-    yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", text)
+    yield checked("shadow.metric", reaches(limit, worse), text)
 
 
 def _latency(report: Report, limits: Mapping[str, float]) -> Iterator[Check]:

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from engineworks.measure.accuracy_report import MetricValues
+from engineworks.measure.check import Check
 from engineworks.measure.slices import Slice, samples_needed
 from engineworks.measure.statistics import number_text, reaches
-
-Finding = tuple[str, Literal["pass", "fail", "inconclusive"], str]
-"""Name, verdict and reason of a check."""
 
 MOST_NAMED = 5
 """Maximum number of slices that a message names."""
 
 
-def slice_findings(metric: MetricValues | None, limit: float | None) -> Iterator[Finding]:
+def slice_checks(metric: MetricValues | None, limit: float | None) -> Iterator[Check]:
     """A failure for slices that are lost, whatever the limits, and one check of `worst_slice_ratio` if it is given."""
     slices, name = (metric.slices, metric.name) if metric else ((), "")
     if lost := [s for s in slices if s.lost]:
-        yield "slices", "fail", f"{name}: lost {_named(lost)}."
+        yield Check("slices", "fail", f"{name}: lost {_named(lost)}.")
     if limit is None:
         return
     if not slices:
-        yield "worst_slice_ratio", "fail", "worst_slice_ratio: no slice was measured."
+        yield Check("worst_slice_ratio", "fail", "worst_slice_ratio: no slice was measured.")
         return
     yield _worst(name, slices, limit)
 
 
-def _worst(name: str, slices: Sequence[Slice], limit: float) -> Finding:
+def _worst(name: str, slices: Sequence[Slice], limit: float) -> Check:
     wanted = f"limit at least {number_text(limit)} of fp32 on every slice"
     below = [s for s in slices if not s.why and not reaches(s.high, limit)]
     if below:
-        return "worst_slice_ratio", "fail", f"{name}: {_named(below)}; {wanted}."
+        return Check("worst_slice_ratio", "fail", f"{name}: {_named(below)}; {wanted}.")
     unclear = [s for s in slices if s.why or not reaches(s.low, limit)]
     if unclear:
         needed = [n for s in unclear if s.ratio and (n := samples_needed(limit, s.ratio)) and n > s.samples]
         more = f" Such a limit needs about {max(needed)} samples of a slice." if needed else ""
         message = f"{name}: too few samples to tell: {_named(unclear)}; {wanted}.{more}"
-        return "worst_slice_ratio", "inconclusive", message
+        return Check("worst_slice_ratio", "inconclusive", message)
     worst = min(slices, key=lambda s: s.ratio or 0)
-    return "worst_slice_ratio", "pass", f"{name}: the worst of {len(slices)} is {_described(worst)}; {wanted}."
+    return Check("worst_slice_ratio", "pass", f"{name}: the worst of {len(slices)} is {_described(worst)}; {wanted}.")
 
 
 def _named(slices: Sequence[Slice]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.gates.gates import Check
+from engineworks.measure.check import Check, checked
 from engineworks.measure.statistics import TAILS, enough_for
 
 Report = Mapping[str, Any]
@@ -22,7 +22,7 @@ def _memory(report: Report, budget: float | None) -> Check:
     text = f"All models take {report['memory_mib']:.0f} MiB of {report['place']} ({parts})"
     if budget is None:
         return Check("together.memory", "pass", f"{text}; no budget was given.")
-    return Check("together.memory", "pass" if report["memory_mib"] <= budget else "fail", f"{text}, limit {budget:g}.")
+    return checked("together.memory", report["memory_mib"] <= budget, f"{text}, limit {budget:g}.")
 
 
 def _latencies(report: Report, limits: Mapping[str, float | None]) -> Iterator[Check]:
@@ -39,4 +39,4 @@ def _latencies(report: Report, limits: Mapping[str, float | None]) -> Iterator[C
         elif min(beside["requests"], alone["requests"]) < needed:
             yield Check(name, "inconclusive", f"{text}; {needed} requests are enough, {beside['requests']} are not.")
         else:
-            yield Check(name, "pass" if beside["p99_ms"] <= limit else "fail", f"{text}.")
+            yield checked(name, beside["p99_ms"] <= limit, f"{text}.")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engineworks.errors import ExportError, ModelError
+from engineworks.host.lazy import Array
 from engineworks.model.export.file_reads import recorded_reads, undeclared_reads
 from engineworks.model.export.interface import ExportReport, Interface, require_packages
 from engineworks.model.export.source_code import load_function, source_closure, user_failure
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
 
-    Arrays = dict[str, NDArray[np.generic]]
+    Arrays = dict[str, Array]
 
 
 def export_torch(

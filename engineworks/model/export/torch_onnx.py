@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engineworks.errors import EngineworksError, ExportError, ModelError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, onnx
 from engineworks.model.export.interface import ExportReport, Interface, folder_bytes, versions_of
 from engineworks.model.export.source_code import user_failure
 from engineworks.model.export.torch_graph import convert_opset, name_interface, name_nodes, opset_of
@@ -28,10 +28,9 @@ from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, IR_VERSION, MODEL
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
     from onnxscript import ir
 
-    Arrays = dict[str, NDArray[np.generic]]
+    Arrays = dict[str, Array]
 
 TORCH_PACKAGES: Mapping[str, str] = {"torch": "torch", "onnxscript": "onnxscript"}
 WRAPPED = "wrapped"

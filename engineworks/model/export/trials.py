@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.errors import ExportError
+from engineworks.host.lazy import Array
 from engineworks.model.equivalence import open_session
 from engineworks.model.export.interface import Interface
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[np.generic]]
+    Arrays = dict[str, Array]
 
 TOLERANCE = {"float16": 3e-2, "bfloat16": 3e-2}
 """Largest difference from the module's outputs, relative to their largest absolute value; 1e-3 for other dtypes."""
@@ -66,7 +65,7 @@ def _made_inputs(interface: Interface, shapes: Mapping[str, tuple[int, ...]], se
     return inputs
 
 
-def _fitted(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
     for axis, length in enumerate(shape):
         array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
     return np.ascontiguousarray(array)

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.host.lazy import onnx
+from engineworks.host.lazy import Array, Arrays, onnx
 from engineworks.model.equivalence import (
     Expected,
     check_same_twice,
@@ -38,12 +37,6 @@ from engineworks.model.graphs import subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
 from engineworks.model.opset import STANDARD, check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Arrays = Mapping[str, NDArray[np.generic]]
 
 _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 
@@ -66,7 +59,7 @@ def fold_model(
     inputs: Sequence[TensorSpec],
     outputs: Mapping[str, dims.Shape] | None,
     minimum_opset: int,
-    feeds: Sequence[Mapping[str, NDArray[np.generic]]],
+    feeds: Sequence[Mapping[str, Array]],
 ) -> FoldReport:
     """Fold the ONNX file `source` into the file `out` (weights above 256 MiB in `<out>.data`).
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engineworks.host.lazy import NDArray, onnx, ort
+from engineworks.host.lazy import Array, onnx, ort
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
@@ -90,7 +90,7 @@ def _wanted_nodes(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
 
 def _computed(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], model: onnx.ModelProto
-) -> dict[str, NDArray[np.generic]] | None:
+) -> dict[str, Array] | None:
     """The node's outputs, computed by ONNX Runtime; None where it, or NumPy, does not know the operator or dtype."""
     names = list(dict.fromkeys(name for name in node.input if name))
     if any(onnx.helper.tensor_dtype_to_np_dtype(constants[name].data_type).kind not in "fiub" for name in names):

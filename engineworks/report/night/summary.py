@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from engineworks.builds.results import BuildResult
-from engineworks.measure.gates.gates import message_of
+from engineworks.measure.check import message_of
 from engineworks.report.background import Point
 from engineworks.report.night.changes import changes_since, past_of, recipe_of
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.gates.gates import message_of
+from engineworks.measure.check import message_of
 from engineworks.measure.latency_report import Latency, ShapeMeasurement
 from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.typed_json import Record

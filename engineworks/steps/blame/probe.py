@@ -22,14 +22,12 @@ from engineworks.engines.engine_session import runner_of
 from engineworks.errors import BuildError, EngineworksError, Interrupted, StepError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
-from engineworks.host.lazy import Array, onnx
+from engineworks.host.lazy import Array, Arrays, onnx
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import named_shape
 from engineworks.steps.blame.values import WORST, row_error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
 from engineworks.typed_json import Record
-
-Arrays = Mapping[str, Array]
 
 PROBE = "engineworks.steps.blame.probe:main"
 

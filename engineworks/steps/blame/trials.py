@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engineworks.host.lazy import Arrays
 from engineworks.measure.served import shown
 from engineworks.measure.served_checks import row_tolerance
 from engineworks.measure.served_report import RowRecord, Served, ServedVisit
@@ -18,8 +16,6 @@ from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.samples import SampleFile
 from engineworks.steps.served_rows import ServedRows
 from engineworks.tensors import TensorSpec
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 BEYOND_ALL = 1e30
 """How wrong a run is that has NaN, another shape, or no result."""

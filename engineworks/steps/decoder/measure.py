@@ -141,7 +141,7 @@ def measure_shape(
     first = percentiles("first_token_ms", prefill.host_ms)
     middle = quantile(sorted(prefill.host_ms), 0.5)
     return {
-        **report.to_json(), **NO_COPIES, **first, "first_token_ms": middle,
+        **vars(report), **NO_COPIES, **first, "first_token_ms": middle,
         "first_token_samples": rounded(prefill.host_ms),
         "prefill_tokens_per_s": 1000 * streams * at["prompt"] / middle,
         "tokens_per_s": report.throughput_per_s, "tokens_per_s_stream": report.throughput_per_s / streams,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
@@ -43,49 +43,98 @@ def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
 
 
 def _find(finder: Finder, where: Keys, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
-    labels, slices = (samples.labels, samples.slices) if isinstance(samples, Evaluation) else (None, None)
+    slices = samples.slices if isinstance(samples, Evaluation) else None
     if slices is not None and slices.startswith(PYTHON_SLICES):
         found = _find(finder, where, recipe, samples.model_copy(update={"slices": None}), model)
         return replace(found, slices=slices) if found else None
+    search = _Search(finder, where, recipe, samples, model)
     if samples.text is not None:
-        return _text(finder, where, recipe, samples, samples.text, labels, slices, model)
+        return search.text(samples.text)
     if samples.images is not None:
-        return _images(finder, where, recipe, samples, samples.images, labels, slices, model)
-    if samples.npz is None:
-        return None
-    return _arrays(finder, where, recipe, samples, samples.npz, labels, slices)
+        return search.images(samples.images)
+    return None if samples.npz is None else search.arrays(samples.npz)
 
 
-def _arrays(
-    finder: Finder,
-    where: Keys,
-    recipe: Recipe,
-    samples: Samples,
-    npz: Sequence[str],
-    labels: str | None,
-    slices: str | None,
-) -> SampleFile | None:
-    files = _npz_files(finder, (*where, "npz"), npz)
-    if files is None:
-        return None
-    try:
-        opened = open_samples(
-            list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels, slices=slices
-        )
-        hint = "widen a profile under 'shapes', or change the data"
-        if recipe.batch is None and not any(d.lower().startswith("batch") for d in dynamic_dims(recipe)):
-            hint += ", or say which dimension counts samples, e.g. batch: n"
-        for path, message in _outside_profiles(recipe, opened):
+@dataclass(frozen=True)
+class _Search:
+    """Looks up the samples of one part of a recipe. where: that part."""
+
+    finder: Finder
+    where: Keys
+    recipe: Recipe
+    samples: Samples
+    model: FoundModel
+
+    @property
+    def labels(self) -> str | None:
+        return self.samples.labels if isinstance(self.samples, Evaluation) else None
+
+    @property
+    def slices(self) -> str | None:
+        return self.samples.slices if isinstance(self.samples, Evaluation) else None
+
+    def arrays(self, npz: Sequence[str]) -> SampleFile | None:
+        finder, recipe, samples = self.finder, self.recipe, self.samples
+        files = _npz_files(finder, (*self.where, "npz"), npz)
+        if files is None:
+            return None
+        try:
+            opened = open_samples(
+                list(files), input_specs(recipe), samples.names,
+                samples=samples.samples, labels=self.labels, slices=self.slices,
+            )  # fmt: skip
+            hint = "widen a profile under 'shapes', or change the data"
+            if recipe.batch is None and not any(d.lower().startswith("batch") for d in dynamic_dims(recipe)):
+                hint += ", or say which dimension counts samples, e.g. batch: n"
+            for path, message in _outside_profiles(recipe, opened):
+                place, shown = files[path]
+                named = f"'{shown}': {message}" if opened.more else message
+                finder.add(place, named, hint)
+            return opened
+        except SamplesError as error:
+            path = next((file for file in files if error.message.startswith(f"{file}: ")), next(iter(files)))
             place, shown = files[path]
-            named = f"'{shown}': {message}" if opened.more else message
-            finder.add(place, named, hint)
-        return opened
-    except SamplesError as error:
-        path = next((file for file in files if error.message.startswith(f"{file}: ")), next(iter(files)))
-        place, shown = files[path]
-        place = (*where, error.key) if error.key else place
-        finder.add(place, error.message.replace(str(path), shown), error.hint, error.about)
-        return None
+            place = (*self.where, error.key) if error.key else place
+            finder.add(place, error.message.replace(str(path), shown), error.hint, error.about)
+            return None
+
+    def text(self, text: str) -> SampleFile | None:
+        finder, samples = self.finder, self.samples
+        path = finder.file((*self.where, "text"), text)
+        tokenizer = self._folder("tokenizer", samples.tokenizer, self.model.tokenizer)
+        if path is not None and path.suffix not in SUFFIXES:
+            message = f"'{text}' is none of {', '.join(SUFFIXES)}"
+            finder.add((*self.where, "text"), message, "one row per sample, and columns")
+            return None
+        if path is None or tokenizer is None:
+            return None
+        return finder.planned(self.where, "text", lambda: plan_text(
+            path, input_specs(self.recipe), columns=samples.columns, label=self.labels, slices=self.slices,
+            tokenizer=tokenizer, model=_config(self.model), names=samples.names, max_length=samples.max_length,
+            padding=samples.padding, profiles=self.recipe.shapes, samples=samples.samples,
+        ))  # fmt: skip
+
+    def images(self, images: str) -> SampleFile | None:
+        finder, labels = self.finder, self.labels
+        folder = finder.subfolder((*self.where, "images"), images)
+        processor = self._folder("processor", self.samples.processor, self.model.processor)
+        by_file = labels is not None and labels != BY_FOLDER
+        file = finder.file((*self.where, "labels"), labels) if by_file and labels is not None else None
+        if folder is None or processor is None or (by_file and file is None):
+            return None
+        return finder.planned(self.where, "images", lambda: plan_images(
+            folder, input_specs(self.recipe), processor=processor, model=_config(self.model), labels=labels,
+            label_file=file, slices=self.slices, samples=self.samples.samples,
+        ))  # fmt: skip
+
+    def _folder(self, key: str, given: str | None, own: Path | None) -> Path | None:
+        """The folder that the recipe names, else the model's folder."""
+        if given is not None:
+            return self.finder.subfolder((*self.where, key), given)
+        if own is None and self.model.path is not None:
+            part = ".".join(map(str, self.where))
+            self.finder.add(self.where, f"the model brings no {key}", f"name its folder: {part}.{key}: FOLDER")
+        return own
 
 
 def _npz_files(finder: Finder, where: Keys, npz: Sequence[str]) -> dict[Path, tuple[Keys, str]] | None:
@@ -114,74 +163,6 @@ def _matching(finder: Finder, where: Keys, pattern: str) -> list[str]:
         hint = finder.fetch_hint((finder.folder / pattern).resolve()) or "paths are relative to the recipe"
         finder.add(where, f"'{pattern}': no file matches", hint, missing=True)
     return matches
-
-
-def _text(
-    finder: Finder,
-    where: Keys,
-    recipe: Recipe,
-    samples: Samples,
-    text: str,
-    label: str | None,
-    slices: str | None,
-    model: FoundModel,
-) -> SampleFile | None:
-    path = finder.file((*where, "text"), text)
-    tokenizer = _folder(finder, where, "tokenizer", samples.tokenizer, model.tokenizer, model)
-    if path is not None and path.suffix not in SUFFIXES:
-        finder.add((*where, "text"), f"'{text}' is none of {', '.join(SUFFIXES)}", "one row per sample, and columns")
-        return None
-    if path is None or tokenizer is None:
-        return None
-    try:
-        return plan_text(
-            path, input_specs(recipe), columns=samples.columns, label=label, slices=slices, tokenizer=tokenizer,
-            model=_config(model),
-            names=samples.names, max_length=samples.max_length, padding=samples.padding, profiles=recipe.shapes,
-            samples=samples.samples,
-        )  # fmt: skip
-    except SamplesError as error:
-        finder.add((*where, error.key or "text"), error.message, error.hint, error.about)
-        return None
-
-
-def _images(
-    finder: Finder,
-    where: Keys,
-    recipe: Recipe,
-    samples: Samples,
-    images: str,
-    labels: str | None,
-    slices: str | None,
-    model: FoundModel,
-) -> SampleFile | None:
-    folder = finder.subfolder((*where, "images"), images)
-    processor = _folder(finder, where, "processor", samples.processor, model.processor, model)
-    by_file = labels is not None and labels != BY_FOLDER
-    file = finder.file((*where, "labels"), labels) if by_file and labels is not None else None
-    if folder is None or processor is None or (by_file and file is None):
-        return None
-    try:
-        return plan_images(
-            folder, input_specs(recipe), processor=processor, model=_config(model), labels=labels, label_file=file,
-            slices=slices,
-            samples=samples.samples,
-        )  # fmt: skip
-    except SamplesError as error:
-        finder.add((*where, error.key or "images"), error.message, error.hint, error.about)
-        return None
-
-
-def _folder(
-    finder: Finder, where: Keys, key: str, given: str | None, own: Path | None, model: FoundModel
-) -> Path | None:
-    """The folder that the recipe names, else the model's folder."""
-    if given is not None:
-        return finder.subfolder((*where, key), given)
-    if own is None and model.path is not None:
-        part = ".".join(map(str, where))
-        finder.add(where, f"the model brings no {key}", f"name its folder: {part}.{key}: FOLDER")
-    return own
 
 
 def _config(model: FoundModel) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engineworks.errors import Keys, ModelError, SamplesError
+from engineworks.errors import Keys, ModelError
 from engineworks.model.decoder.families import check_family, context_problems, read_config, vocabulary_of
 from engineworks.model.decoder.interface import DecoderInterface, read_interface
 from engineworks.model.export.from_huggingface import find_folder, source_files
@@ -88,12 +88,8 @@ def find_texts(finder: Finder, recipe: Recipe, model: FoundModel, vocabulary: in
         finder.add(where, "the model brings no tokenizer", "name its folder: data.evaluation.tokenizer: FOLDER")
     if path is None or folder is None:
         return None
-    try:
-        return plan_decoder_text(
-            path, columns=samples.columns, messages=samples.messages, tokenizer=folder, samples=samples.samples,
-            width=min(samples.max_length or decoder.longest, decoder.longest), context=decoder.longest,
-            vocabulary=vocabulary,
-        )  # fmt: skip
-    except SamplesError as error:
-        finder.add((*where, error.key or "text"), error.message, error.hint, error.about)
-        return None
+    return finder.planned(where, "text", lambda: plan_decoder_text(
+        path, columns=samples.columns, messages=samples.messages, tokenizer=folder, samples=samples.samples,
+        width=min(samples.max_length or decoder.longest, decoder.longest), context=decoder.longest,
+        vocabulary=vocabulary,
+    ))  # fmt: skip

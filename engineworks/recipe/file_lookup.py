@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from engineworks.errors import Keys, ModelError, Problem, did_you_mean
+from engineworks.errors import Keys, ModelError, Problem, SamplesError, did_you_mean
 from engineworks.host.regular_files import kind_of, resolved
 from engineworks.model.export.from_huggingface import find_folder, task_of
 from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.model.soundness import external_file, shown
 from engineworks.recipe.yaml_nodes import Node
+
+T = TypeVar("T")
 
 SourceKind = Literal["onnx", "torch", "huggingface", "mlflow_pytorch"]
 
@@ -45,6 +47,14 @@ class Finder:
 
     def add(self, where: Keys, message: str, hint: str = "", about: Keys = (), *, missing: bool = False) -> None:
         self.problems.append(Problem(self.node.at(where).place, message, hint, about, missing))
+
+    def planned(self, where: Keys, key: str, plan: Callable[[], T]) -> T | None:
+        """What `plan` makes of samples; None if they do not fit, which is noted at the key that the error names."""
+        try:
+            return plan()
+        except SamplesError as error:
+            self.add((*where, error.key or key), error.message, error.hint, error.about)
+            return None
 
     def inside(self, where: Keys, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from engineworks.engines.backends.base import DeviceWatch
+from engineworks.engines.backends.base import DeviceWatch, Runner
+from engineworks.engines.peers.base import Peer
 
 
 class DeviceReadings:
@@ -35,3 +36,17 @@ class DeviceReadings:
         """Return all readings, each with its place and the seconds since the first, and the complaints by place."""
         messages = [f"{at}: {message}" for at in self._last_s for message in self.complaints(at)]
         return {"readings": self._readings, "complaints": messages}
+
+
+class Device(DeviceReadings):
+    """The device of a backend or a peer: its readings, and the memory that is added to what this process has now."""
+
+    def __init__(self, measured: Runner | Peer) -> None:
+        self.meter = measured.memory_meter()
+        super().__init__(measured.device_watch())
+        self.meter.reset()
+        self._before_mib = self.meter.peak_mib()
+
+    def added_mib(self, peak_mib: float | None = None) -> float:
+        """Return the memory added at this peak, else at the present one."""
+        return round((self.meter.peak_mib() if peak_mib is None else peak_mib) - self._before_mib, 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import backend
-from engineworks.engines.backends.base import MemoryMeter, Serving, Session
+from engineworks.engines.backends.base import Serving, Session
 from engineworks.engines.engine_session import load_verified, runner_of
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
@@ -22,7 +22,7 @@ from engineworks.measure.latency_report import Latency
 from engineworks.recipe.batch import samples_per_run
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.background_work import BackgroundWork
-from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.device_readings import Device
 from engineworks.steps.layer_times import write_layers
 from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_measurements import measure_shape
@@ -57,20 +57,18 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:  # new process: loading starts after these imports
         importlib.import_module(module)
-    meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
-    meter.reset()
-    before_mib = meter.peak_mib()
-    readings.take(LOADING)
+    device = Device(runner)
+    device.take(LOADING)
     start = time.perf_counter()
     session = _load(job, engine, cache)
     load_ms = 1000 * (time.perf_counter() - start)
-    readings.take(LOADING)
+    device.take(LOADING)
     try:
-        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
+        measured = NamedShapes(job, session, device).measure()
         report = {
             "load_ms": load_ms,
             "engine_mib": engine.sidecar.bytes / 2**20,
-            "memory_total_mib": meter.total_mib() or None,
+            "memory_total_mib": device.meter.total_mib() or None,
             "shapes": {name: measured[name] for name in job.params["at"]},
             "sweep": [measured[_batch_name(point)] for point in job.params["sweep"]],
             "serving": job.params["serving"],
@@ -80,9 +78,9 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
         }
     finally:
         session.close()
-    load_complaints = readings.complaints(LOADING)
-    readings.take(AFTER)
-    return report | {"load_complaints": load_complaints, "device": readings.to_json()}
+    load_complaints = device.complaints(LOADING)
+    device.take(AFTER)
+    return report | {"load_complaints": load_complaints, "device": device.to_json()}
 
 
 def _cache(job: StepJob) -> Path | None:
@@ -116,11 +114,8 @@ class NamedShapes:
     Reads `at`, `sweep`, `streams`, `inputs` and `samples` of the job.
     """
 
-    def __init__(
-        self, job: StepJob, session: Session, meter: MemoryMeter, before_mib: float, readings: DeviceReadings
-    ) -> None:
-        self._job, self._session, self._meter = job, session, meter
-        self._before_mib, self._readings = before_mib, readings
+    def __init__(self, job: StepJob, session: Session, device: Device) -> None:
+        self._job, self._session, self._device = job, session, device
         self._specs = tuple(spec_from_json(s) for s in job.params["inputs"])
         self._samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
         self._done: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -156,19 +151,19 @@ class NamedShapes:
     def _values(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
         """Measure one shape. The sweep's runs are one at a time only."""
         feeds = feeds_at(self._specs, self._samples, at["dims"])
-        self._meter.reset()
+        self._device.meter.reset()
         values = measure_shape(
             self._session,
             feeds,
             samples_per_run(self._specs, at["dims"]),
             sampling=sampling_of(self._session.facts, tail=at["tail"]),
             streams=() if "batch" in at else self._job.params["streams"],
-            look=partial(self._readings.take, name),
-            peak_mib=self._meter.peak_mib,
+            look=partial(self._device.take, name),
+            peak_mib=self._device.meter.peak_mib,
             at_work=BackgroundWork() if is_lazy(self._session.facts) else never,
         )
-        memory_mib = values.pop("peak_mib") - self._before_mib
-        return {**values, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
+        memory_mib = self._device.added_mib(values.pop("peak_mib"))
+        return {**values, "memory_mib": memory_mib, "complaints": self._device.complaints(name)}
 
 
 def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:

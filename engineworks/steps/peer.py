@@ -28,7 +28,7 @@ from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
-from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.device_readings import Device
 from engineworks.steps.job import echo
 from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import OUTPUTS_FILE, read_reference
@@ -69,17 +69,15 @@ def _feeds(job: StepJob, samples: SampleFile) -> Iterator[dict[str, Array]]:
 def _measured(job: StepJob, chosen: Peer, model: PeerModel) -> Iterator[tuple[Session, Report]]:
     """Yield a loaded session and its measurements."""
     import_ms = _ms(chosen.open_library)
-    meter, readings = chosen.memory_meter(), DeviceReadings(chosen.device_watch())
-    meter.reset()
-    before_mib = meter.peak_mib()
+    device = Device(chosen)
     start = time.perf_counter()
     session = chosen.load(model)
     load_ms = 1000 * (time.perf_counter() - start)
     with closing(session):
-        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
+        measured = NamedShapes(job, session, device).measure()
         report = {
             "import_ms": import_ms, "load_ms": load_ms, "shapes": {name: measured[name] for name in job.params["at"]},
-            "facts": dict(session.facts), "notes": list(session.notes), "device": readings.to_json(),
+            "facts": dict(session.facts), "notes": list(session.notes), "device": device.to_json(),
         }  # fmt: skip
         yield session, report
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engineworks.engines.backends import backend
-from engineworks.engines.backends.base import MemoryMeter, RunTimes, Serving
+from engineworks.engines.backends.base import RunTimes, Serving
 from engineworks.engines.decoder.base import PromptRunner
 from engineworks.engines.decoder.open import one_by_one, open_decoder
 from engineworks.engines.engine_session import runner_of
@@ -23,7 +23,7 @@ from engineworks.measure.latency_report import Latency
 from engineworks.measure.statistics import quantile
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.steps.decoder.texts import Tokens, read_texts
-from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.device_readings import Device
 from engineworks.steps.measure import AFTER, LOADING
 from engineworks.steps.shape_measurements import NO_COPIES
 from engineworks.steps.step_job import StepJob
@@ -45,15 +45,13 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:
         importlib.import_module(module)
-    meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
-    meter.reset()
-    before_mib, long = meter.peak_mib(), read_texts(job.path("evaluation")).long
+    device, long = Device(runner), read_texts(job.path("evaluation")).long
     serving = Serving.from_json(job.params["serving"])
     cache = job.path("cache") if "cache" in job.unkeyed else None
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
     for name, asked in sorted(job.params["at"].items(), key=lambda item: _positions(item[1]["dims"])):
-        readings.take(LOADING)
+        device.take(LOADING)
         start = time.perf_counter()
         try:
             session = open_decoder(engine, target, asked["dims"]["streams"], serving=serving, cache=cache)
@@ -62,24 +60,25 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
             raise
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
         try:
-            shapes[name] = measure_shape(session, asked, long, meter, before_mib, readings, name)
+            shapes[name] = measure_shape(session, asked, long, device, name)
             notes += session.notes
         finally:
             session.close()
         notes += _together_or_not(job, engine, name, asked["dims"], long, shapes[name]["latency_ms_p50"])
-        shapes[name] |= _cache_measurements(session.interface, shapes[name], meter.total_mib())
+        shapes[name] |= _cache_measurements(session.interface, shapes[name], device.meter.total_mib())
         job.echo(
             f"{name}: first token {shapes[name]['first_token_ms']:.2f} ms, "
             f"{shapes[name]['tokens_per_s']:.1f} tokens/s in all"
         )
-    sweep = [_point(job, engine, point, long, meter, before_mib, readings) for point in job.params["sweep"]]
-    readings.take(AFTER)
+    sweep = [_point(job, engine, point, long, device) for point in job.params["sweep"]]
+    device.take(AFTER)
     return {
-        "load_ms": load_ms, "engine_mib": engine.sidecar.bytes / MIB, "memory_total_mib": meter.total_mib() or None,
+        "load_ms": load_ms, "engine_mib": engine.sidecar.bytes / MIB,
+        "memory_total_mib": device.meter.total_mib() or None,
         "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": sweep,
         "serving": job.params["serving"], "disturbed_before": job.params.get("disturbed_before", 0),
-        "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),
-        "device": readings.to_json(), "loads": {},
+        "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": device.complaints(LOADING),
+        "device": device.to_json(), "loads": {},
     }  # fmt: skip
 
 
@@ -103,9 +102,8 @@ def _together_or_not(
 
 
 def _point(
-    job: StepJob, engine: VerifiedEngine, point: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
-    readings: DeviceReadings,
-) -> dict[str, Any]:  # fmt: skip
+    job: StepJob, engine: VerifiedEngine, point: Mapping[str, Any], long: Tokens, device: Device
+) -> dict[str, Any]:
     """Measure a pair of the sweep, briefly. One that cannot run, as for lack of memory, is a point with `error`."""
     dims = point["dims"]
     name = f"{dims['streams']} × {dims['prompt']} tokens"
@@ -116,7 +114,7 @@ def _point(
     except RunError as error:
         return {**point, "error": error.message}
     try:
-        found = measure_shape(session, point, long, meter, before_mib, readings, name, steps=BRIEF)
+        found = measure_shape(session, point, long, device, name, steps=BRIEF)
     finally:
         session.close()
     job.echo(f"{name}: first token {found['first_token_ms']:.2f} ms, {found['tokens_per_s']:.1f} tokens/s in all")
@@ -124,20 +122,20 @@ def _point(
 
 
 def measure_shape(
-    session: PromptRunner, asked: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
-    readings: DeviceReadings, name: str, steps: Sampling | None = None,
+    session: PromptRunner, asked: Mapping[str, Any], long: Tokens, device: Device, name: str,
+    steps: Sampling | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return latency_ms_* (of one step: a token of every stream), first_token_ms_* (the prompt of every stream, until
     their first tokens are known), tokens_per_s of all streams, prefill_tokens_per_s, and the common figures."""
     begin, at = time.monotonic(), asked["dims"]
     streams = at["streams"]
     timed = TimedShape(session, at, long)
-    meter.reset()
+    device.meter.reset()
     first_run_ms = timed.prompts(1).host_ms[0]
     prefill = sample_runs(timed.prompts, BRIEF)
-    readings.take(name)
+    device.take(name)
     report = measure_latency(timed.steps, streams, steps or Sampling(max_s=3.0, tail=asked["tail"]))
-    readings.take(name)
+    device.take(name)
     first = percentiles("first_token_ms", prefill.host_ms)
     middle = quantile(sorted(prefill.host_ms), 0.5)
     return {
@@ -146,7 +144,7 @@ def measure_shape(
         "prefill_tokens_per_s": 1000 * streams * at["prompt"] / middle,
         "tokens_per_s": report.throughput_per_s, "tokens_per_s_stream": report.throughput_per_s / streams,
         "first_run_ms": first_run_ms, "streams": [], **asked,
-        "memory_mib": round(meter.peak_mib() - before_mib, 2), "complaints": readings.complaints(name),
+        "memory_mib": device.added_mib(), "complaints": device.complaints(name),
         "notes": list(report.notes), "seconds": round(time.monotonic() - begin, 3), "cost_ratio": None,
     }  # fmt: skip
 

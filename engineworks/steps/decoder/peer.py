@@ -17,7 +17,7 @@ from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.steps.decoder.measure import measure_shape
 from engineworks.steps.decoder.reference import KEPT_TEXTS, Reference
 from engineworks.steps.decoder.texts import read_texts
-from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.device_readings import Device
 from engineworks.steps.measure import AFTER
 from engineworks.steps.step_job import StepJob
 
@@ -30,9 +30,7 @@ def run(job: StepJob) -> None:
     start = time.perf_counter()
     chosen.open_library()
     import_ms = 1000 * (time.perf_counter() - start)
-    meter, readings = chosen.memory_meter(), DeviceReadings(chosen.device_watch())
-    meter.reset()
-    before_mib, model = meter.peak_mib(), _model(job)
+    device, model = Device(chosen), _model(job)
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
     for name, asked in job.params["at"].items():
@@ -40,15 +38,15 @@ def run(job: StepJob) -> None:
         decoder = chosen.load_decoder(model, asked["dims"]["streams"])
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
         try:
-            shapes[name] = measure_shape(decoder, asked, texts.long, meter, before_mib, readings, name)
+            shapes[name] = measure_shape(decoder, asked, texts.long, device, name)
             notes += decoder.notes
         finally:
             decoder.close()
     comparison = _compared(chosen, model, job)
-    readings.take(AFTER)
+    device.take(AFTER)
     report = {
         "import_ms": import_ms, "load_ms": load_ms, "shapes": shapes, "facts": {}, "notes": sorted(set(notes)),
-        "device": readings.to_json(), "outputs": {"logits": comparison.result().to_json()},
+        "device": device.to_json(), "outputs": {"logits": comparison.result().to_json()},
     }  # fmt: skip
     job.write(PeerLatency.from_json(report, f"{job.id}: {PeerLatency.FILE}"))
 

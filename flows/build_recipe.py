@@ -21,6 +21,7 @@ from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
 from engineworks.plan.plan import Plan
 from engineworks.recipe.smoke import Mode
+from engineworks.report.answer import may_ship
 from engineworks.settings import Settings, read_settings
 from engineworks.tracking.spooled import SpooledRun
 from flows.distributed_steps import run_distributed
@@ -65,7 +66,7 @@ def build_recipe(
         run_distributed(build, recipe, again)
 
     result = build_and_evaluate(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
-    return _ended(result, f"; {_published(build, result)}" if distributed else "")
+    return _ended(result, f"\n{_published(build, result)}" if distributed else "")
 
 
 def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[BuildResult]:
@@ -81,15 +82,16 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
 
 
 def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
-    message = ", ".join(_words(engine).removesuffix(".") for engine in result.engines)
+    reasons = (f"\n{e.id}: {e.status}: {_reason(e)}" for e in result.engines if e.verdict not in ("pass", "unmeasured"))
+    message = may_ship(result).text + "".join(reasons)
     return ended(message + more, result, good=result.exit_code() == 0)
 
 
-def _words(engine: EngineResult) -> str:
-    """Return the verdict, and the sentence of the failure or of the first check that did not pass."""
-    sentences = [c.text for c in engine.checks if c.verdict in ("fail", "inconclusive") and c.verdict == engine.verdict]
-    why = engine.failure.message if engine.failure else next(iter(sentences), "")
-    return f"{engine.id}: {engine.status}" + (f": {why}" if why else "")
+def _reason(engine: EngineResult) -> str:
+    """Return the sentence of the failure, or of the first check that gave the verdict."""
+    if engine.failure:
+        return engine.failure.message
+    return next((c.text for c in engine.checks if c.verdict == engine.verdict), "")
 
 
 def _published(build: Build, result: BuildResult) -> str:

@@ -40,8 +40,8 @@ SCHEMA_FILE = Path(__file__).with_name("local_prefect_schema.sql")
 _HEADER = "-- Prefect {version}, revision {revision}: what its migrations make of an empty SQLite file."
 
 
-ROUTES = ("flow_runs", "flows", "artifacts", "logs", "task_runs", "events", "csrf_token", "admin", "root")
-"""Modules of `prefect.server.api` whose routes our flows use."""
+FIRST = ("flow_runs", "flows", "artifacts", "logs", "task_runs", "events", "admin")
+"""Modules of `prefect.server.api` whose routes our flows use. FastAPI builds routes while it searches a request's."""
 
 
 class Schema(NamedTuple):
@@ -169,10 +169,10 @@ def _batches(items: list[str], size: int) -> Iterator[list[str]]:
 
 
 def create_app(*, migrate: bool) -> ASGIApp:
-    """Create Prefect's API with the routes and the one service that our flows use. migrate: the database, at the start.
+    """Create Prefect's API with the one service that our flows use. migrate: the database, at the start.
 
     Prefect's own `create_app` also builds 300 routes and its pages, and polls a task queue in memory for services that
-    serve deployments: together as much processor time as the import of the routes.
+    serve deployments.
     """
     import sqlalchemy.exc
     from fastapi import FastAPI
@@ -199,7 +199,8 @@ def create_app(*, migrate: bool) -> ASGIApp:
     }
     setup_logging()
     server._install_sqlite_locked_log_filter()  # the client sends such a request again
-    server.API_ROUTERS = tuple(getattr(api, name).router for name in ROUTES)
+    first = [getattr(api, name).router for name in FIRST]
+    server.API_ROUTERS = (*first, *(router for router in server.API_ROUTERS if router not in first))
     app = FastAPI(lifespan=lifespan)
     app.mount("/api", server.create_api_app(fast_api_app_kwargs={"exception_handlers": handlers}))
     return app
@@ -216,9 +217,7 @@ async def warm_up(app: ASGIApp) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://local", auth=(name, password)) as client:
         for path in ("flows", "flow_runs"):
             (await client.post(f"/api/{path}/filter", json={"limit": 1})).raise_for_status()
-        (
-            await client.get("/api/admin/version")
-        ).raise_for_status()  # the last route but one: the search builds them all
+        (await client.get("/api/admin/version")).raise_for_status()  # the search builds all of `FIRST`
 
 
 async def wait_for_end(parent: int) -> None:

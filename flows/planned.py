@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefect import Flow, flow
+from prefect import Flow, flow, tags
 from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 from prefect.runtime import flow_run
 
 from engineworks.plan.plan import Plan
@@ -32,7 +33,9 @@ def run_planned(
     @flow(name=like.name, flow_run_name=run_name, task_runner=like.task_runner)
     def planned(recipe: str, only: str | None, options: dict[str, Any]) -> State[R]:
         del recipe, only, options  # for Prefect's pages
-        return body()
+        with TagsContext(current_tags=set()):  # of task runs, none: see `run_steps`
+            return body()
 
-    state: State[Any] = planned(str(plan.loaded.path), only, options, return_state=True)
+    with tags("engineworks", like.name):  # those of the deployments
+        state: State[Any] = planned(str(plan.loaded.path), only, options, return_state=True)
     return state

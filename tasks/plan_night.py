@@ -16,7 +16,7 @@ from tasks.night import Chosen
 from tasks.night_lookup import Lookup
 
 
-@task(name="look", task_run_name="{name}/look", cache_policy=NO_CACHE)
+@task(name="look", task_run_name="{name}/look for changes", cache_policy=NO_CACHE)
 def find_unchanged(
     chosen: Chosen, name: str, lookup: Lookup, online: Mapping[str, frozenset[str]], again: str | None
 ) -> BuildResult | None:

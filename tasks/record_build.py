@@ -16,14 +16,15 @@ from engineworks.builds.results import BuildResult
 from engineworks.builds.state import Build
 from engineworks.builds.to_mlflow import build_tags, plan_params, result_metrics, result_tags, result_texts
 from engineworks.errors import TrackingError
+from engineworks.report.answer import may_ship
 from engineworks.report.background import Link
 from engineworks.report.summary import NOTE_CHARS, verdict_table
 from engineworks.report.write import HTML_FILE, MARKDOWN_FILE
-from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE, PLAN_FILE
+from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE, PLAN_FILE, WHY
 from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 
-@task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
+@task(name="record start", task_run_name="{recipe}/record start", cache_policy=NO_CACHE)
 def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)
@@ -40,7 +41,7 @@ def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, 
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
     texts = {PLAN_FILE: json.dumps(build.plan.to_json(), indent=1), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
-    tags |= {NOTE: _note(build, run, result)}
+    tags |= {WHY: may_ship(result).message, NOTE: _note(build, run, result)}
     bad = result.steps.failed or result.verdict in ("fail", "failed")
     status: Literal["FINISHED", "FAILED"] = "FAILED" if bad else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from engineworks.builds.results import BuildResult
 from engineworks.builds.state import Build
+from engineworks.report.answer import may_ship
 from engineworks.report.background import Background
 from engineworks.report.gather import gather_background
 from engineworks.report.summary import verdict_table
@@ -29,7 +30,7 @@ def report_build(build: Build, result: BuildResult, recipe: str) -> Path:
 def _show_in_prefect(result: BuildResult, background: Background, page: Path) -> None:
     """Make an artifact of the flow run. Its key is one per recipe, so that Prefect keeps the history of verdicts."""
     table = verdict_table(result, background.links)
-    summary = f"{result.recipe}: {result.verdict}"
+    summary = f"Ship {result.recipe}? {may_ship(result).text}"
     create_markdown_artifact(f"{table}\n\nReport: `{page}`", key=artifact_key(result.recipe), description=summary)
 
 

@@ -203,10 +203,10 @@ class BuildResult:
 
     @property
     def verdict(self) -> EngineVerdict:
-        """The most severe of the engines' verdicts."""
-        order: tuple[EngineVerdict, ...] = ("failed", "fail", "inconclusive", "unmeasured")
+        """The most severe of the engines' verdicts. Engines that this host cannot run decide only where none ran."""
+        order: tuple[EngineVerdict, ...] = ("failed", "fail", "inconclusive", "pass")
         verdicts = {e.verdict for e in self.decisive}
-        return next((verdict for verdict in order if verdict in verdicts), "pass")
+        return next((verdict for verdict in order if verdict in verdicts), "unmeasured")
 
     def exit_code(self, *, require_verdict: bool = False) -> int:
         """Return the exit code. A failed step outranks a failed gate, because the gate of that engine never ran."""

@@ -32,7 +32,9 @@ from engineworks.tracking.records import (
     NOT_SELECTED,
     STEP_DOCUMENTS_FILE,
     STEPS_FILE,
+    VERDICT,
     VERDICT_FILE,
+    WHY,
     EngineRecord,
     document_file,
 )
@@ -137,7 +139,7 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 def result_tags(result: BuildResult) -> dict[str, str]:
     """Return the verdict of all engines together, and the warnings."""
-    tags: dict[str, str] = {"engineworks.verdict": result.verdict}
+    tags: dict[str, str] = {VERDICT: result.verdict}
     if result.ladder:
         tags[LADDER] = "\n".join(ladder.message for ladder in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
@@ -191,13 +193,13 @@ def _performance_limits(plan: Plan) -> dict[str, str]:
 
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:
-    tags: dict[str, str] = {"engineworks.verdict": engine.verdict}
+    tags: dict[str, str] = {VERDICT: engine.verdict}
     reasons = [c.text for c in engine.checks if c.verdict != "pass"]
     if engine.waived:
         tags["engineworks.waived"] = "; ".join(engine.waived)
     if engine.failure:
         reasons = [engine.failure.message]
-    return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
+    return tags | ({WHY: " ".join(reasons)} if reasons else {})
 
 
 def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:

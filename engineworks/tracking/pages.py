@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from engineworks.tracking.records import KIND, RECIPE, VERDICT
+from engineworks.tracking.records import KIND, RECIPE, VERDICT, WHY
 
 VIEW_TAG = "mlflow.sharedViewState."
 """Tag of an experiment: a saved view. The rest of the name is its key."""
@@ -34,7 +34,7 @@ LOCAL = "http://127.0.0.1:5000"
 LOCAL_PREFECT = "http://127.0.0.1:4200"
 """Address where `prefect server start` shows the runs of builds without a server."""
 
-_TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
+_TAGS = (f"tags.`{VERDICT}`", f"tags.`{WHY}`")
 _PARAMS = ("params.`precision`", "params.`target`")
 
 BY_NAME = "tags.`mlflow.runName`"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts, worst_exit_code
+from engineworks.builds.to_mlflow import result_tags
 from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
+from engineworks.report.answer import may_ship
 from engineworks.report.page import render_html
 from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
@@ -38,6 +40,26 @@ def test_the_exit_code_is_that_of_the_most_severe(words: list[EngineVerdict], co
     found = result(*(engine(w) for w in words))
     assert found.exit_code() == code
     assert found.exit_code(require_verdict=True) == required
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "reply"),
+    [
+        (["pass", "unmeasured"], "pass", "Yes"),
+        (["unmeasured", "unmeasured"], "unmeasured", "Not yet"),
+        (["inconclusive", "unmeasured", "pass"], "inconclusive", "In part"),
+        (["fail", "unmeasured"], "fail", "No"),
+        (["failed", "fail", "pass"], "failed", "In part"),
+        ([], "unmeasured", "Not yet"),
+    ],
+    ids=str,
+)
+def test_the_verdict_on_record_is_what_the_first_line_of_every_screen_says(
+    words: list[EngineVerdict], verdict: str, reply: str
+) -> None:
+    found = result(*(engine(w, f"e{i}") for i, w in enumerate(words)))
+    assert result_tags(found)["engineworks.verdict"] == verdict
+    assert may_ship(found).reply == reply
 
 
 def test_bad_input_found_by_a_step_is_exit_2_unless_a_step_failed_too() -> None:

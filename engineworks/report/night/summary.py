@@ -73,10 +73,10 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """The most severe verdict of all; `failed` too where a recipe has no result."""
+        """The most severe verdict of what ran, as a build's; `failed` too where a recipe has no result."""
         if any(r["error"] for r in self.recipes):
             return "failed"
-        return next(iter(self.counts), "pass")
+        return next((v for v in self.counts if v not in ("unmeasured", "refused")), next(iter(self.counts), "pass"))
 
     @property
     def slowest(self) -> tuple[Mapping[str, Any], ...]:

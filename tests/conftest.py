@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -184,13 +186,21 @@ def make_repository(root: Path) -> Path:
     recipes.mkdir()
     (recipes / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     (recipes / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
-    model = tiny_model()
-    onnx.save(model, recipes / "tiny.onnx")
-    random = np.random.default_rng(1)
-    images = random.normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
-    np.savez(recipes / "calib.npz", image=images[:24])
-    np.savez(recipes / "test.npz", image=images[24:], label=tiny_labels(images[24:], model))
+    for name, content in tiny_files().items():
+        (recipes / name).write_bytes(content)
     return root
+
+
+@cache
+def tiny_files() -> dict[str, bytes]:
+    """The tiny model and its data, by name."""
+    model, calibration, evaluation = tiny_model(), io.BytesIO(), io.BytesIO()
+    images = np.random.default_rng(1).normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
+    np.savez(calibration, image=images[:24])
+    np.savez(evaluation, image=images[24:], label=tiny_labels(images[24:], model))
+    return {
+        "tiny.onnx": model.SerializeToString(), "calib.npz": calibration.getvalue(), "test.npz": evaluation.getvalue(),
+    }  # fmt: skip
 
 
 def free_height(recipes: Path) -> None:

@@ -21,7 +21,6 @@ from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings, versions_behind
 from engineworks.tracking.connection import Connection
-from engineworks.tracking.in_use import store_keys_in_use
 from engineworks.tracking.opening import (
     ARTIFACT_FOLDER,
     DATABASE_FILE,
@@ -274,10 +273,6 @@ class Tracking:
     def shown(self) -> str:
         """The URI without password."""
         return without_password(self.uri)
-
-    def digests_in_use(self) -> set[str]:
-        """Return the store keys that this record refers to, as gc reads them."""
-        return store_keys_in_use(self._connect())
 
     def record_id(self) -> str:
         """Return the id of this record for all time; gives one to a record of an earlier version."""

@@ -28,7 +28,7 @@ from engineworks.tracking.runs import Tracking, open_tracking
 from engineworks.tracking.sending import send_waiting
 from engineworks.tracking.spooled import SpooledRun, start_spooled
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("docs")  # their server
 PROGRAM = Path(sys.executable).parent / "engineworks"
 ROOT = Path(engineworks.errors.__file__).parents[1]
 
@@ -259,9 +259,12 @@ def serve(artifacts: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(
-    small_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    small_repository: Path, prefect_server: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     down = f"http://127.0.0.1:{free_port()}"
+    for name, value in prefect_server.items():
+        monkeypatch.setenv(name, value)
     first = subprocess.run(
         [str(PROGRAM), "build", "recipes/tiny.yaml", "--json"], cwd=small_repository,
         env=os.environ | {"MLFLOW_TRACKING_URI": down}, capture_output=True, text=True, check=False, timeout=240,

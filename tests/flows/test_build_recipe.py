@@ -23,6 +23,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings, read_settings
 from engineworks.store.open import open_store
+from engineworks.tracking.existing import open_existing
 from engineworks.tracking.runs import open_tracking
 from flows.outcomes import result_of
 
@@ -72,7 +73,7 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(built: tuple[Settings,
     assert {c.name for c in children} == {"tiny/fp32/cpu", "tiny/int8/cpu"}
     assert all(c.tags["engineworks.verdict"] == "pass" for c in children)
     assert all("cosine/logits" in c.metrics for c in children)
-    used = tracking.digests_in_use()
+    used = open_existing(tracking.uri).keys_in_use()
     assert {s for e in result.engines for s in e.keys.values()} <= used
 
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from flow_builds import enter
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.night.summary import NIGHT_JSON, summarize_night
@@ -26,7 +27,7 @@ def test_only_what_changed_is_built_and_a_broken_recipe_stops_nothing(
 ) -> None:
     from flows.on_commit import on_commit
 
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    enter(repository, monkeypatch)
     (repository / ".git").rmdir()
     recipe = repository / "recipes" / "tiny.yaml"
     for name in ("same", "wrong"):
@@ -58,7 +59,7 @@ def test_a_night_of_real_builds_is_published(repository: Path, monkeypatch: pyte
     from flows.build_recipe import build_recipe
     from tasks.publish_summary import ARTIFACT, publish_summary
 
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    enter(repository, monkeypatch)
     monkeypatch.setenv("ENGINEWORKS_METRICS_FILE", str(repository / "night.prom"))
     settings = read_settings()
     tracking = open_tracking(settings.artifacts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flow_builds import enter
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
@@ -87,7 +88,7 @@ def failing_night() -> tuple[Callable[..., Any], Mapping[str, Any]]:
 def test_a_failed_gate_of_an_ordered_run_is_told_by_its_words(
     failing: Callable[[], tuple[Any, Mapping[str, Any]]], words: str, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    enter(repository, monkeypatch)
     recipe = repository / "recipes" / "tiny.yaml"
     text = recipe.read_text(encoding="utf-8").replace("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}")
     recipe.write_text(text, encoding="utf-8")

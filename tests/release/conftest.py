@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from conftest import RECIPE, TARGETS, tiny_labels, tiny_model
+from conftest import RECIPE, TARGETS, tiny_files
 from release_record import record
 
 from engineworks.builds.passport import recipe_origin, with_passport
@@ -55,11 +53,8 @@ def write_repository(root: Path, *edits: tuple[str, str]) -> None:
         text = text.replace(old, new, 1)
     (recipes / "tiny.yaml").write_text(text + TWO_OUTPUTS, encoding="utf-8")
     (recipes / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
-    model = tiny_model()
-    onnx.save(model, recipes / "tiny.onnx")
-    images = np.random.default_rng(1).normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
-    np.savez(recipes / "calib.npz", image=images[:24])
-    np.savez(recipes / "test.npz", image=images[24:], label=tiny_labels(images[24:], model))
+    for name, content in tiny_files().items():
+        (recipes / name).write_bytes(content)
 
 
 def built_at(root: Path, only: str | None = None) -> Built:

@@ -19,6 +19,7 @@ import pytest
 
 import engineworks.errors
 from engineworks.errors import BuildError, Interrupted, TrackingError
+from engineworks.tracking.existing import open_existing
 from engineworks.tracking.opening import prepare_environment
 from engineworks.tracking.owner import Owner, current_owner, read_owner
 from engineworks.tracking.records import (
@@ -388,9 +389,9 @@ def test_keys_in_use_are_those_of_runs_that_are_not_deleted(tracking: Tracking) 
     with tracking.start_build("keys", "key-keys", {}, {}, store_keys=["of-the-plan"]) as build:
         build.record_engine(EngineRecord("keys/fp32/cpu", store_keys=many))
         gone = build.record_engine(EngineRecord("keys/fp16/cpu", store_keys=("of-a-deleted-run",)))
-    assert tracking.digests_in_use() >= {*many, "of-the-plan", "of-a-deleted-run"}
+    assert open_existing(tracking.uri).keys_in_use() >= {*many, "of-the-plan", "of-a-deleted-run"}
     delete_run(tracking, gone)
-    assert "of-a-deleted-run" not in tracking.digests_in_use()
+    assert "of-a-deleted-run" not in open_existing(tracking.uri).keys_in_use()
 
 
 def test_two_threads_record_at_once(tracking: Tracking) -> None:
@@ -646,7 +647,7 @@ def test_a_server_records_what_the_file_does(server: str, tmp_path: Path, capfd:
     assert tracking.read_text(first, "logs/log.txt") == "hello"
     assert tracking.read_text(first, "engine/engine") == "plan" * 1000
     assert tracking.get_run(second).tags["engineworks.engine_run"] == first
-    assert "rest-key" in tracking.digests_in_use()
+    assert "rest-key" in open_existing(tracking.uri).keys_in_use()
     assert children_of(tracking, build.run_id) == {"rest/fp32/cpu": "FINISHED"}
     assert capfd.readouterr() == ("", "")
 

@@ -55,7 +55,7 @@ def try_lengths(
 ) -> Trials:
     """Find lengths of the dimensions at which the model runs. Raises `StepError` if the child crashes."""
     from engineworks.errors import RunError
-    from engineworks.host.child import ChildPool
+    from engineworks.host.child import run_in_child
 
     payload = {
         "model": str(model), "specs": [s.to_json() for s in specs],
@@ -63,11 +63,10 @@ def try_lengths(
         "wanted": {d: [list(c.least), list(c.opt), list(c.largest)] for d, c in wanted.items()},
         "sums": {name: list(parts) for name, parts in sums.items()},
     }  # fmt: skip
-    with ChildPool() as pool:
-        result = pool.run(
-            "engineworks.commands.init.trials:main", payload, time_limit_s=TIME_LIMIT_S, fresh=True,
-            what=f"trying {model.name}", error=RunError,
-        )  # fmt: skip
+    result = run_in_child(
+        "engineworks.commands.init.trials:main", payload, time_limit_s=TIME_LIMIT_S, what=f"trying {model.name}",
+        error=RunError,
+    )  # fmt: skip
     triples = {d: (t[0], t[1], t[2]) for d, t in result["triples"].items()}
     observed = tuple((lengths, shapes) for lengths, shapes in result["seen"])
     return Trials(triples, observed, result["error"], result["runs"], result["seconds"])
@@ -79,16 +78,15 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
     Omits outputs without any. Raises `StepError` if it does not run.
     """
     from engineworks.errors import RunError
-    from engineworks.host.child import ChildPool
+    from engineworks.host.child import run_in_child
 
     payload = {
         "model": str(model), "data": str(data.path), "specs": [s.to_json() for s in data.specs], "rows": rows,
     }  # fmt: skip
-    with ChildPool() as pool:
-        made = pool.run(
-            "engineworks.commands.init.trials:run_samples", payload, time_limit_s=TIME_LIMIT_S, fresh=True,
-            what=f"running {model.name}", error=RunError,
-        )  # fmt: skip
+    made = run_in_child(
+        "engineworks.commands.init.trials:run_samples", payload, time_limit_s=TIME_LIMIT_S,
+        what=f"running {model.name}", error=RunError,
+    )  # fmt: skip
     return {str(name): int(count) for name, count in made["not_finite"].items()}
 
 

@@ -20,20 +20,23 @@ from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_session import load_engine
 from engineworks.host.nvml import used_mib
 
-RTX_WAYS = ("bare", "one runtime")
-"""By TensorRT-RTX alone: a runtime for each load, and one for all."""
+RTX_WAYS = ("bare", "one runtime", "bare run")
+"""By TensorRT-RTX alone: a runtime for each load, one for all, and one for all with a run of each engine."""
 
 WAYS = (
-    *("load", "load none", "load run", "load run none"),
+    *("load", "load none", "load run", "load run none", "load run kernels"),
     *("mlflow", "mlflow dropped", "pyfunc", "pyfunc closed", "pyfunc trimmed"),
 )
-"""By Engineworks' loader ("none": general kernels only), by the loader that MLflow calls, and by MLflow."""
+"""By Engineworks' loader ("none": general kernels only, "kernels": from a runtime cache), by the loader that MLflow
+calls, and by MLflow."""
 
 Once = Callable[[], None]
 
 
-def by_tensorrt_rtx(folder: Path, *, one_runtime: bool) -> Once:
+def by_tensorrt_rtx(folder: Path, *, one_runtime: bool, runs: bool) -> Once:
     import tensorrt_rtx as trt
+
+    from engineworks.engines.backends._cuda import call
 
     data = (folder / "engine").read_bytes()
     logger = trt.Logger(trt.Logger.ERROR)
@@ -41,16 +44,29 @@ def by_tensorrt_rtx(folder: Path, *, one_runtime: bool) -> Once:
 
     def once() -> None:
         engine = (shared or trt.Runtime(logger)).deserialize_cuda_engine(data)
-        engine.create_execution_context()
+        context = engine.create_execution_context()
+        if not runs:
+            return
+        stream, buffers = call("cudaStreamCreate"), []
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[0])
+            buffers.append(call("cudaMalloc", 16 << 20))
+            context.set_tensor_address(name, int(buffers[-1]))
+        assert context.execute_async_v3(int(stream))
+        call("cudaStreamSynchronize", stream)
+        for buffer in buffers:
+            call("cudaFree", buffer)
+        call("cudaStreamDestroy", stream)
 
     return once
 
 
-def by_loader(folder: Path, target: Mapping[str, Any], *, general: bool, runs: bool) -> Once:
+def by_loader(folder: Path, target: Mapping[str, Any], *, general: bool, runs: bool, kernels: Path | None) -> Once:
     import numpy as np
 
     def once() -> None:
-        session = load_engine(folder, target, serving=Serving(kernels="none" if general else "lazy"))
+        session = load_engine(folder, target, serving=Serving(kernels="none" if general else "lazy"), cache=kernels)
         if runs:
             shapes = {s.name: [d if isinstance(d, int) else 1 for d in s.shape] for s in session.inputs}
             session.run({s.name: np.zeros(shapes[s.name], s.dtype) for s in session.inputs})
@@ -87,9 +103,10 @@ def by_mlflow(folder: Path, *, close: bool, trim: bool) -> Once:
 
 def chosen(way: str, folder: Path, target: Mapping[str, Any]) -> Once:
     if way in RTX_WAYS:
-        return by_tensorrt_rtx(folder, one_runtime=way == "one runtime")
+        return by_tensorrt_rtx(folder, one_runtime=way != "bare", runs=way == "bare run")
     if way.startswith("load"):
-        return by_loader(folder, target, general=way.endswith("none"), runs="run" in way)
+        kernels = folder.parent / "kernels" if way.endswith("kernels") else None
+        return by_loader(folder, target, general=way.endswith("none"), runs="run" in way, kernels=kernels)
     if way.startswith("mlflow"):
         return by_mlflow_loader(folder, close=way == "mlflow")
     return by_mlflow(folder, close=way.endswith("closed"), trim=way.endswith("trimmed"))

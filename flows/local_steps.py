@@ -27,7 +27,8 @@ from tasks.run_steps import STEP_TASKS
 MAX_PARALLEL = 2
 """Maximum number of concurrent steps, each in its own child; measuring runs alone."""
 
-POLL_S = 0.2
+POLL_S = 1.0
+"""Interval of looks at the memory that is free, while a step waits for it."""
 
 
 RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MAX_PARALLEL + 1)

@@ -141,6 +141,12 @@ def model_files(path: Path) -> tuple[Path, ...]:
     return external_files(path, load_model(path, weights=False))
 
 
+def saved_files(path: Path) -> tuple[Path, ...]:
+    """The files that `save_model` wrote, without parsing them."""
+    data = path.with_name(path.name + ".data")
+    return (path, data) if data.exists() else (path,)
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set (0 if the model imports none)."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)

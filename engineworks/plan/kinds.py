@@ -76,7 +76,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",), ExportError, (), 0, files="model"),
     "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
-        5, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
+        6, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
         report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(

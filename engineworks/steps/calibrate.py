@@ -28,14 +28,14 @@ RANGES_FILE = "ranges.json"
 
 
 def run(job: StepJob) -> None:
-    model = job.inputs["fold"] / MODEL_FILE
+    path = job.inputs["fold"] / MODEL_FILE
     samples = samples_from_json(job.paths("calibration"), job.params["samples"])
     data = {"sha256": _digest_in_use(job, samples), "samples": samples.count, "of": samples.total}
     watch = InputWatch(batch_axes(samples.specs), samples.count, refuse=f"calibration data {samples.title}")
     with TemporaryDirectory(dir=job.out) as scratch:
-        ranges = _collect(job, _in_float(model, Path(scratch)), samples, watch)
+        ranges = _collect(job, *_in_float(path, Path(scratch)), samples, watch)
     statistics = watch.statistics()
-    job.write_json(RANGES_FILE, {"model": digest_model(model), "data": data, "ranges": ranges.to_json()})
+    job.write_json(RANGES_FILE, {"model": digest_model(path), "data": data, "ranges": ranges.to_json()})
     messages = warnings(ranges, statistics, repeated=watch.repeated)
     for message in messages:
         job.echo(f"warning: {message}")
@@ -44,16 +44,17 @@ def run(job: StepJob) -> None:
     job.write(CalibrationReport.from_json(report, f"{job.id}: {CalibrationReport.FILE}"))
 
 
-def _in_float(model: Path, scratch: Path) -> Path:
-    """Return the model whose tensors are quantized: for one in float64, its copy in float32."""
-    if not holds_double(load_model(model, weights=False)):
-        return model
-    single, _ = double_to_float(load_model(model))
-    save_model(single, scratch / MODEL_FILE)
-    return scratch / MODEL_FILE
+def _in_float(path: Path, scratch: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the model whose tensors are quantized, for one in float64 its copy in float32; and their names."""
+    model = load_model(path, weights=False)
+    if holds_double(model):
+        model, _ = double_to_float(load_model(path))
+        path = scratch / MODEL_FILE
+        save_model(model, path)
+    return path, tensors_to_calibrate(model)
 
 
-def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) -> Ranges:
+def _collect(job: StepJob, model: Path, tensors: tuple[str, ...], samples: SampleFile, watch: InputWatch) -> Ranges:
     """Collect ranges over all samples, after checking the samples, which only reads them."""
     settings = job.params["calibration"]
     size = fixed_batch(samples.specs) or settings["batch"]
@@ -63,7 +64,7 @@ def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) 
     return collect_ranges(
         model,
         lambda: samples.batches([size]),
-        tensors_to_calibrate(load_model(model, weights=False)),
+        tensors,
         method=settings["method"],
         percentile=settings["percentile"],
         averaging=settings["averaging"],

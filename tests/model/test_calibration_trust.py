@@ -62,7 +62,11 @@ def test_the_figures_name_the_tensors_that_they_are_worst_in() -> None:
 def save(folder: Path, seed: int = 0, *, beside: bool = False) -> Path:
     folder.mkdir()
     onnx.save(
-        tiny_model(seed), folder / "model.onnx", save_as_external_data=beside, location="model.data", size_threshold=0
+        tiny_model(seed),
+        folder / "model.onnx",
+        save_as_external_data=beside,
+        location="model.onnx.data",
+        size_threshold=0,
     )
     return folder / "model.onnx"
 
@@ -73,9 +77,9 @@ def test_a_models_digest_changes_with_its_weights_wherever_they_are(tmp_path: Pa
     assert digest_model(inside) != digest_model(other)
     beside = save(tmp_path / "d", beside=True)
     before = digest_model(beside)
-    data = np.fromfile(beside.with_name("model.data"), np.uint8)
+    data = np.fromfile(beside.with_name("model.onnx.data"), np.uint8)
     data[7] ^= 1
-    data.tofile(beside.with_name("model.data"))
+    data.tofile(beside.with_name("model.onnx.data"))
     assert digest_model(beside) != before
 
 

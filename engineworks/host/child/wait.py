@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from engineworks.host.child.start import Child
 
-POLL_S = 0.1
+POLL_S = 0.25
 """Interval of checks for a cancellation, a time limit, or the child's end."""
 
 LOG_LINES = 50

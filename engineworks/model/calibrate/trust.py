@@ -11,7 +11,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
 from engineworks.model.calibrate.inputs import InputStatistics
 from engineworks.model.calibrate.ranges import Range, Ranges
-from engineworks.model.onnx_files import model_files
+from engineworks.model.onnx_files import saved_files
 
 FEW_SAMPLES = 32
 """Fewer samples are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
@@ -27,11 +27,9 @@ _SHOWN = 3
 
 
 def digest_model(path: Path) -> str:
-    """Return the sha256 over the ONNX file and the files of its weights: the same graph with other weights differs."""
-    root = path.parent.resolve()
-    model, *weights = model_files(path)
-    named = {file.relative_to(root).as_posix(): digest_file(file) for file in weights}
-    return digest_of({"model": digest_file(model), "weights": named})
+    """Return the sha256 over the files that `save_model` wrote: the same graph with other weights differs."""
+    named = {file.name: digest_file(file) for file in saved_files(path)}
+    return digest_of({"model": named.pop(path.name), "weights": named})
 
 
 def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = None) -> None:

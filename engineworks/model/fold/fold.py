@@ -34,9 +34,12 @@ from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.model.fold.report import Fallback, FoldReport
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
-from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
+from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model, weight_bytes
 from engineworks.model.opset import STANDARD, check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
+
+_BESIDE_ABOVE_BYTES = 1 << 24
+"""Weights above this go next to the folded model: five steps read its graph, and few of them its weights."""
 
 _SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 
@@ -61,7 +64,7 @@ def fold_model(
     minimum_opset: int,
     feeds: Sequence[Mapping[str, Array]],
 ) -> FoldReport:
-    """Fold the ONNX file `source` into the file `out` (weights above 256 MiB in `<out>.data`).
+    """Fold the ONNX file `source` into the file `out` (weights above 16 MiB in `<out>.data`).
 
     `inputs`, `outputs`: the recipe's; their lengths and dimension names are checked against the model and written into
     it. `feeds`: arrays by input name, in the recipe's dtypes and shapes, at least one; the proof is as good as they
@@ -182,7 +185,7 @@ def _attempt(
     folded = finish(folded, prepared)
     shapes = _shapes(original.expected[0].outputs)
     dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, shapes)
-    save_model(folded, path)
+    save_model(folded, path, beside=weight_bytes(folded) > _BESIDE_ABOVE_BYTES)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:

@@ -7,7 +7,7 @@ VERSION := import sys; print(sys.version.split()[0])
 WANTED := $(shell $(PYTHON) -c '$(VERSION)')
 STAMP := $(VENV)/.installed-$(WANTED)
 
-.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema mlflow-schema clean
+.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint style fetch lock schema prefect-schema mlflow-schema clean
 
 setup: $(STAMP)
 
@@ -23,8 +23,10 @@ $(STAMP): pyproject.toml requirements.txt
 quickstart: setup
 	$(BIN)/engineworks build recipes/digits.yaml
 
-test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+# Types are checked while the tests run: in a fresh clone mypy keeps one processor busy for a minute.
+test: setup style
+	@said=$$(mktemp); $(BIN)/mypy > $$said 2>&1 & types=$$!; $(BIN)/python -m pytest -n 2 --dist loadgroup; tests=$$?; \
+	  wait $$types; types=$$?; echo mypy; cat $$said; rm $$said; exit $$((types + tests))
 
 # Gigabytes and minutes.
 test-slow: setup
@@ -80,10 +82,12 @@ nightly-demo: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[s3-tests,postgres]'
 	$(BIN)/python benchmarks/nightly_demo.py
 
-lint: setup
+lint: style
+	$(BIN)/mypy
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 

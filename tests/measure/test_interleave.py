@@ -91,9 +91,9 @@ def verdicts(count: int, slower: float, limit: float) -> Counter[str]:
 
 
 def test_the_same_engine_never_loses_to_itself_and_mostly_passes() -> None:
-    words = verdicts(300, 0.0, 0.02)
+    words = verdicts(100, 0.0, 0.02)
     assert words["fail"] == 0
-    assert words["pass"] >= 285
+    assert words["pass"] >= 95
 
 
 def test_five_percent_at_a_limit_of_two_are_found() -> None:
@@ -109,9 +109,9 @@ def test_one_percent_at_a_limit_of_five_is_no_failure() -> None:
 
 
 def test_just_at_the_limit_it_rather_says_nothing() -> None:
-    words = verdicts(60, 0.02, 0.02)
+    words = verdicts(30, 0.02, 0.02)
     assert words["fail"] <= 1
-    assert words["pass"] <= 2
+    assert words["pass"] <= 1
 
 
 def test_it_measures_no_longer_than_it_must() -> None:

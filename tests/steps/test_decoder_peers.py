@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.host.file_digests import FileDigests
+from engineworks.measure.latency import BRIEF
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.steps.job import main
@@ -44,7 +45,8 @@ def check(report):
     assert report["outputs"]["logits"]["cosine"] > 0.9999
 
 
-def test_an_onnx_file_has_one_peer_and_reasons_for_the_others(tmp_path):
+def test_an_onnx_file_has_one_peer_and_reasons_for_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("engineworks.steps.decoder.measure.Sampling", lambda **_: BRIEF)
     plan, peers = planned(Path("recipes/tiny-decoder.yaml"), tmp_path)
     assert peers["ort-cpu-fp32"].step
     assert "its model builder reads Hugging Face folders" in peers["genai-int4"].why_not

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
+from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import StepError, StoreError
 from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
@@ -72,11 +73,13 @@ def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
     return {"cache": str(store.device_cache(document))} if document else {}
 
 
-def _environment(step: Step) -> Mapping[str, str]:
-    """Mark children that run engines, if the backend separates them from those that build."""
+def _environment(step: Step, inputs: Mapping[str, Path]) -> Mapping[str, str]:
+    """Mark children that run engines, if the backend separates them from those that build; and set what the engine
+    wants to be set. Engines that want something else get other children: a vendor's library reads it once."""
     name = step.params.get("target", {}).get("backend")
     apart = name and step.kind != "build" and backend(name).TRAITS.own_process
-    return {"ENGINEWORKS_CHILD": "runs engines"} if apart else {}
+    wanted = Sidecar.read(inputs["build"]).details.get("environment", {}) if apart and "build" in inputs else {}
+    return {**({"ENGINEWORKS_CHILD": "runs engines"} if apart else {}), **wanted}
 
 
 def attempts_of(step: Step) -> int:
@@ -102,11 +105,11 @@ def _run_child(
         "out": str(out),
         "time_limit_s": float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
     }
-    log_file, crashes = out / LOG_FILE, list[str]()
+    log_file, crashes, env = out / LOG_FILE, list[str](), _environment(step, inputs)
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
         while True:
             try:
-                return _run_once(step, {**payload, "crashes": crashes}, log, pool)
+                return _run_once(step, {**payload, "crashes": crashes}, log, pool, env)
             except StepError as error:
                 crashes.append(error.message)
                 if error.crash != "library" or len(crashes) == attempts_of(step):
@@ -120,7 +123,9 @@ def _run_child(
             _clear(out)
 
 
-def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool) -> dict[str, str]:
+def _run_once(
+    step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool, env: Mapping[str, str]
+) -> dict[str, str]:
     kind = STEP_KINDS[step.kind]
     answer = pool.run(
         STEP_FUNCTION,
@@ -128,7 +133,7 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
         time_limit_s=payload["time_limit_s"],
         on_line=lambda line: log.write(line + "\n"),
         fresh=kind.fresh,
-        env=_environment(step),
+        env=env,
         what=step.id,
         error=kind.error,
     )

@@ -447,8 +447,27 @@ class TestTf32:
     """An engine remembers the driver's switch of its build, and runs under no other."""
 
     @pytest.fixture
-    def vendor(self) -> Vendor:
+    def vendor(self, monkeypatch: pytest.MonkeyPatch) -> Vendor:
+        monkeypatch.setattr(_trt_tf32, "_kept", [])
         return tensorrt_rtx.VENDOR
+
+    @pytest.mark.parametrize(("first", "then", "refused"), [
+        (None, "0", True), ("1", "0", True), ("0", "0", False), ("0", None, False), (None, None, False),
+    ])  # fmt: skip
+    def test_a_process_that_ran_an_engine_with_tf32_runs_none_without(
+        self, cuda: FakeRuntime, start: Callable[..., TrtSession], monkeypatch: pytest.MonkeyPatch, first: str | None,
+        then: str | None, refused: bool,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv(SWITCH, "gone after the test")
+        _trt_tf32._set(first)
+        start(doubling(cuda)).close()
+        _trt_tf32._set(then)
+        if refused:
+            with pytest.raises(RunError, match="has run another engine with TF32"):
+                start(doubling(cuda))
+            assert (cuda.in_use, cuda.streams) == (0, 0)
+        else:
+            assert np.array_equal(start(doubling(cuda)).run(batch(2))["y"], batch(2)["x"] * 2)
 
     @pytest.mark.parametrize(("built", "here"), [("0", None), ("-1", "0")])
     def test_the_switch_is_set_as_the_engine_wants_it(

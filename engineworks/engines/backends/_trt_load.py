@@ -14,7 +14,7 @@ from engineworks.engines.backends._trt_dialect import dialect_of
 from engineworks.engines.backends._trt_host import why_not_fit
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_session import TrtSession
-from engineworks.engines.backends._trt_tf32 import follow_switch
+from engineworks.engines.backends._trt_tf32 import follow_switch, keep_switch
 from engineworks.engines.backends.base import Serving, check_options
 from engineworks.engines.backends.plan_header import HEADER_BYTES
 from engineworks.errors import RunError
@@ -43,11 +43,18 @@ def load(
         dialect = dialect_of(trt, loaded[1], serving, cache, rtx=vendor.rtx)
         start = partial(TrtSession, trt, loaded, dialect, errors, graphs=serving.cuda_graphs, known=known)
         try:
-            return start()
+            session = start()
         except RunError as error:
             if not follow_switch(errors.text()):
                 raise error from None
-            return start()
+            session = start()
+    if vendor.rtx:
+        try:
+            keep_switch()
+        except RunError:
+            session.close()
+            raise
+    return session
 
 
 @contextmanager

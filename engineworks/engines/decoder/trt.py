@@ -31,7 +31,7 @@ from engineworks.engines.backends._trt_dialect import Dialect, dialect_of
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.engines.backends._trt_load import opened
 from engineworks.engines.backends._trt_log import RunErrors
-from engineworks.engines.backends._trt_tf32 import follow_switch
+from engineworks.engines.backends._trt_tf32 import follow_switch, keep_switch
 from engineworks.engines.backends.base import Serving
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.engines.decoder.parts import Part, pieces, windows
@@ -218,6 +218,8 @@ class _Engine:
         if made is None:
             what = f"{self.part.batch} × {self.part.tokens} tokens"
             raise RunError(f"no execution context for {what}: {self._errors.reason()}", log=self._errors.text())
+        if not self.dialect.captures:  # TensorRT-RTX's
+            keep_switch()
         return made
 
     def failed(self) -> RunError:

@@ -281,7 +281,7 @@ def main() -> None:
             repository(folder, cpu=arguments.cpu)
         os.environ["ENGINEWORKS_ARTIFACTS"] = f"{folder}/artifacts"
         os.chdir(folder)
-        names = [arguments.only] if arguments.only else ["bert", "resnet"]
+        names = [arguments.only] if arguments.only else ["resnet", "bert"]  # fp32 first: see `_trt_tf32`
         if arguments.build:
             for name in names:
                 Recipe(Path(f"recipes/{name}.yaml")).built()

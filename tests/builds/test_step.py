@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from engineworks.builds.step import Outcome, run_step
+from engineworks.builds.step import Outcome, _environment, run_step
 from engineworks.engines.backends import attempts
 from engineworks.errors import ChildDefect, FoldError, StepError, StoreError, TimeLimitError
 from engineworks.fingerprint import digest_of
@@ -21,7 +22,7 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.plan.steps import Step
 from engineworks.store.store import Store
-from tests.typed_reports import accuracy, fold_json, sidecar
+from tests.typed_reports import accuracy, fold_json, sidecar, write_sidecar
 
 
 def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **unkeyed: Any) -> Step:
@@ -208,3 +209,15 @@ def test_every_step_has_a_module_with_run() -> None:
 
     for kind in STEP_KINDS:
         assert callable(importlib.import_module(f"engineworks.steps.{kind}").run)
+
+
+def test_an_engine_gets_the_environment_that_it_wants(tmp_path: Path) -> None:
+    """A vendor's library reads it once: engines that want something else must not share the process."""
+    fake = {"target": {"backend": "tensorrt_rtx"}}
+    (tmp_path / "engine").write_bytes(b"engine")
+    step = SimpleNamespace(kind="compare", params=fake)
+    marked = {"ENGINEWORKS_CHILD": "runs engines"}
+    for details, wanted in (({}, marked), ({"environment": {"SWITCH": "0"}}, {**marked, "SWITCH": "0"})):
+        write_sidecar(tmp_path, details=details)
+        assert _environment(step, {"build": tmp_path}) == wanted  # type: ignore[arg-type]
+    assert _environment(SimpleNamespace(kind="build", params=fake), {"build": tmp_path}) == {}  # type: ignore[arg-type]

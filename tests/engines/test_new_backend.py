@@ -78,8 +78,8 @@ def test_it_is_planned_with_its_library_and_its_surrounding_precision(planned: P
     }  # fmt: skip
     compare = planned.steps[engines["int8"].steps["compare"]]
     assert compare.document["hardware"] == {"cpu": "fake"}
-    assert run._environment(compare) == {"ENGINEWORKS_CHILD": "runs engines"}
-    assert run._environment(build) == {}
+    assert run._environment(compare, {}) == {"ENGINEWORKS_CHILD": "runs engines"}
+    assert run._environment(build, {}) == {}
     assert run.attempts_of(build) == 1
 
 

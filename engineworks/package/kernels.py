@@ -29,6 +29,9 @@ from engineworks.typed_json import plain
 
 JOB = "engineworks.package.kernels:compile_in_child"
 
+TIME_LIMIT_S = 600.0
+"""A shape takes under a second on an H200."""
+
 
 def package_kernels(
     engine: Path, passport: Passport, model: TritonModel, folder: Path, echo: Callable[[str], object]
@@ -49,7 +52,7 @@ def package_kernels(
         }  # fmt: skip
         what = f"compiling the kernels of {passport.id}"
         try:
-            pool.run(JOB, payload, fresh=True, what=what, error=RunError)
+            pool.run(JOB, payload, fresh=True, time_limit_s=TIME_LIMIT_S, what=what, error=RunError)
         except EngineworksError as error:
             echo(f"{passport.id}: comes without kernels, so a server compiles them: {error.message}")
             return {}

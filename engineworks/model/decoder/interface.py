@@ -170,13 +170,21 @@ def read_interface(
         others[role].name if role in others else "" for role in ("positions", "mask", "position_ids")
     )
     face = DecoderInterface(form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids)
-    lengths = {name: int(text) for name, text in ties.items() if name in face.open_dims and text.strip().isdecimal()}
-    sums = {name: text for name, text in ties.items() if name not in lengths}
-    face = face.with_lengths(lengths)
-    return _tied(face, sums, ids, by_input, by_output) if sums else face
+    return _tied(face, ties, ids, by_input, by_output) if ties else face
 
 
 def _tied(
+    face: DecoderInterface, ties: Mapping[str, str], ids: TensorSpec, inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+) -> DecoderInterface:  # fmt: skip
+    """Return the interface with the lengths and the sums that the recipe says."""
+    lengths = {name: int(text) for name, text in ties.items() if name in face.open_dims and text.strip().isdecimal()}
+    sums = {name: text for name, text in ties.items() if name not in lengths}
+    face = face.with_lengths(lengths)
+    return _summed(face, sums, ids, inputs, outputs) if sums else face
+
+
+def _summed(
     face: DecoderInterface, ties: Mapping[str, str], ids: TensorSpec, inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
 ) -> DecoderInterface:  # fmt: skip

@@ -72,6 +72,11 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
             yield from names_read(inner_node)
 
 
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return the value of a node's attribute, `default` where it has none of this name."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
 def node_label(node: onnx.NodeProto) -> str:
     """How a message calls the node: by its name, else by what it makes."""
     return f"node '{node.name}'" if node.name else f"the node that makes '{next(iter(node.output), '')}'"

@@ -6,15 +6,11 @@ language models write for a root mean square norm: x / sqrt(mean(x²) + ε) × w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from engineworks.model.graphs import all_graphs, set_nodes
+from engineworks.host.lazy import np, onnx
+from engineworks.model.graphs import all_graphs, attribute, set_nodes
 from engineworks.model.onnx_files import opset_of
-
-if TYPE_CHECKING:
-    import onnx
 
 NORM = "SimplifiedLayerNormalization"
 
@@ -34,48 +30,35 @@ def spell_out_norms(model: onnx.ModelProto) -> int:
 
 
 def _is_norm(node: onnx.NodeProto) -> bool:
-    return node.op_type == NORM and not node.domain and _number(node, "axis", -1) == -1 and not any(node.output[1:])
+    return node.op_type == NORM and not node.domain and attribute(node, "axis", -1) == -1 and not any(node.output[1:])
 
 
 def _spelled_out(
     graph: onnx.GraphProto, node: onnx.NodeProto, of_weight: int, axes_are_input: bool
 ) -> list[onnx.NodeProto]:
     """Return the nodes that compute it: in float32, as its `stash_type` asks, where the tensor is narrower."""
-    from onnx import TensorProto, helper
-
     (x, weight), output = node.input[:2], node.output[0]
     nodes: list[onnx.NodeProto] = []
 
     def add(operator: str, *inputs: str, **attributes: Any) -> str:
-        made = f"{output}_{len(nodes)}"
-        nodes.append(helper.make_node(operator, inputs, [made], name=made, **attributes))
+        made = f"{output}_norm_{len(nodes)}"
+        nodes.append(onnx.helper.make_node(operator, inputs, [made], name=made, **attributes))
         return made
 
     def constant(name: str, values: object) -> str:
-        graph.initializer.append(_tensor(f"{output}_{name}", np.asarray(values)))
-        return f"{output}_{name}"
+        made = f"{output}_norm_{name}"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), made))
+        return made
 
-    wide = add("Cast", x, to=TensorProto.FLOAT) if of_weight != TensorProto.FLOAT else x
+    wide = add("Cast", x, to=onnx.TensorProto.FLOAT) if of_weight != onnx.TensorProto.FLOAT else x
     square = add("Pow", wide, constant("two", np.float32(2)))
     mean = (
         add("ReduceMean", square, constant("axes", np.array([-1])), keepdims=1)
         if axes_are_input
         else add("ReduceMean", square, axes=[-1], keepdims=1)
     )
-    total = add("Add", mean, constant("epsilon", np.float32(_number(node, "epsilon", 1e-5))))
+    total = add("Add", mean, constant("epsilon", np.float32(attribute(node, "epsilon", 1e-5))))
     scaled = add("Mul", wide, add("Reciprocal", add("Sqrt", total)))
     own = add("Cast", scaled, to=of_weight) if wide != x else scaled
-    nodes.append(helper.make_node("Mul", [own, weight], [output], name=node.name))
+    nodes.append(onnx.helper.make_node("Mul", [own, weight], [output], name=node.name))
     return nodes
-
-
-def _tensor(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> onnx.TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(values, name)
-
-
-def _number(node: onnx.NodeProto, name: str, default: float) -> float:
-    from onnx import helper
-
-    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from engineworks.host.lazy import onnx
-from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph, attribute
+from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph
 from engineworks.model.decoder.fused.products import joined_product
 from engineworks.model.decoder.fused.rotary import rotation_of, tables
 from engineworks.model.decoder.interface import CacheTensor
+from engineworks.model.graphs import attribute
 
 _HEADS_FIRST = [0, 2, 1, 3]
 _LENGTHS, _LONGEST, _ROWS = "gqa_last_positions", "gqa_longest", "gqa_rows"

@@ -133,10 +133,6 @@ _MOST_NODES = 64
 """A mask or a table of positions takes fewer nodes."""
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """Return the dimensions of each tensor whose rank can be inferred, None for one that is not a number."""
     shown = shown_model(*split_model(model))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engineworks.host.lazy import onnx
-from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph, attribute
+from engineworks.model.decoder.fused.graph import CONTRIB, DecoderGraph
+from engineworks.model.graphs import attribute
 
 
 def fuse_norms(graph: DecoderGraph) -> int:

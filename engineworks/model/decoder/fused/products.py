@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from engineworks.host.lazy import onnx
-from engineworks.model.decoder.fused.graph import DecoderGraph, attribute
+from engineworks.model.decoder.fused.graph import DecoderGraph
+from engineworks.model.graphs import attribute
 
 _INT4 = 22
 """onnx.TensorProto.INT4"""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engineworks.host.lazy import onnx
-from engineworks.model.decoder.fused.graph import DecoderGraph, attribute
+from engineworks.model.decoder.fused.graph import DecoderGraph
+from engineworks.model.graphs import attribute
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engineworks.report.night.metrics import metrics_text
+from engineworks.report.night.publish import metrics_text
 from engineworks.report.night.summary import summarize
 from engineworks.serving.metrics import FAILURES, GPU_BUSY, GPU_BYTES, REQUESTS, SUMMARY_US
 

@@ -20,11 +20,11 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.served_report import Served
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
+from engineworks.steps.job import StepJob
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
-from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 
 

@@ -29,7 +29,7 @@ from engineworks.measure.interleave import SIDES, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, confirm
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
 from engineworks.recipe.samples import feeds_at, samples_from_json
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import spec_from_json
 
 ATTEMPT = "engineworks.steps.compare_champion:attempt_in_child"

@@ -38,8 +38,8 @@ from engineworks.serving.metrics import watching
 from engineworks.serving.others import OtherWork
 from engineworks.serving.server import Addresses, StartedServer, addresses_of, started
 from engineworks.serving.soak import reload_model, swap_under_traffic
+from engineworks.steps.job import StepJob
 from engineworks.steps.reference import read_reference
-from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 
 CLIENTS = 4

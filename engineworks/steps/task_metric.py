@@ -17,9 +17,8 @@ from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
 from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
-from engineworks.steps.step_job import StepJob
-from engineworks.steps.user_metric import evaluate_in_sandbox
-from engineworks.steps.user_slices import names_in_sandbox
+from engineworks.steps.job import StepJob
+from engineworks.steps.user_metric import evaluate_in_sandbox, names_in_sandbox
 
 Rows = Mapping[str, Array]
 

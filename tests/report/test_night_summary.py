@@ -18,9 +18,8 @@ from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict,
 from engineworks.errors import InputError, StoreError
 from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
-from engineworks.report.night.metrics import metrics_text, push_metrics, write_metrics
 from engineworks.report.night.page import render_night
-from engineworks.report.night.publish import publish_metrics, record_summary
+from engineworks.report.night.publish import metrics_text, publish_metrics, push_metrics, record_summary, write_metrics
 from engineworks.report.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.tracking.runs import open_tracking
 from tests.typed_reports import accuracy, metric, shape_json, sidecar

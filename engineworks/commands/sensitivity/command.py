@@ -84,8 +84,7 @@ def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quie
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
     """Return the change as a unified diff, '' if there is none to propose, and whether it was written."""
-    from engineworks.commands.recipe_patch import difference, replace_file
-    from engineworks.commands.sensitivity.patch import with_keep
+    from engineworks.commands.recipe_patch import difference, replace_file, with_keep
 
     if made.found.keep is None or not made.proven:
         return "", False

@@ -21,7 +21,7 @@ from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
 from engineworks.steps.decoder.situations import Situations
 from engineworks.steps.decoder.texts import STREAMS, Texts, read_texts, situation_texts
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 
 def run(job: StepJob) -> None:

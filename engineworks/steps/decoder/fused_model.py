@@ -19,7 +19,7 @@ from engineworks.model.decoder.fused.fuse import fuse_decoder
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.steps.decoder.made_feeds import read_decoder
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 PROMPTS, APPENDED = (12, 7), 3
 """Tokens of two prompts, which run together, and tokens that the first stream appends at once after two steps."""

@@ -25,7 +25,7 @@ from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.steps.decoder.made_feeds import Feeds, prompt_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts, situation_texts
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 
 def run(job: StepJob) -> None:

@@ -24,9 +24,9 @@ from engineworks.measure.statistics import quantile
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.steps.decoder.texts import Tokens, read_texts
 from engineworks.steps.device_readings import Device
+from engineworks.steps.job import StepJob
 from engineworks.steps.measure import AFTER, LOADING
 from engineworks.steps.shape_measurements import NO_COPIES
-from engineworks.steps.step_job import StepJob
 
 MIB = 2**20
 

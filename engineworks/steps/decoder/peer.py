@@ -18,8 +18,8 @@ from engineworks.steps.decoder.measure import measure_shape
 from engineworks.steps.decoder.reference import KEPT_TEXTS, Reference
 from engineworks.steps.decoder.texts import read_texts
 from engineworks.steps.device_readings import Device
+from engineworks.steps.job import StepJob
 from engineworks.steps.measure import AFTER
-from engineworks.steps.step_job import StepJob
 
 
 def run(job: StepJob) -> None:

@@ -54,9 +54,9 @@ def enough_for(q: float, confidence: float = 0.95) -> int:
 
 def student_quantile(p: float, freedom: int) -> float:
     """Quantile of Student's t distribution with this many degrees of freedom."""
-    from scipy.stats import t  # imported here: it takes .66 s
+    from scipy.special import stdtrit  # what scipy.stats.t calls, whose import takes .8 s; this takes .2 s
 
-    return float(t.ppf(p, freedom))
+    return float(stdtrit(freedom, p))
 
 
 def reaches(value: float, limit: float) -> bool:

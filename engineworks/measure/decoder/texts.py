@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engineworks.host.lazy import np
 from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.decoder.report import Continuation
+from engineworks.measure.statistics import student_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,15 +105,13 @@ def _blocks(differences: Floats) -> Floats:
 
 
 def _interval(blocks: Floats) -> tuple[float, float] | None:
-    from scipy.stats import t
-
     count = len(blocks)
     if count < LEAST_BLOCKS or not np.isfinite(blocks).all():
         return None
     weights = blocks[:, 1] / blocks[:, 1].sum()
     mean = float((weights * blocks[:, 0]).sum())
     error = math.sqrt(float((weights**2 * (blocks[:, 0] - mean) ** 2).sum()) * count / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * error
+    half = student_quantile(0.975, count - 1) * error
     return _exp(mean - half), _exp(mean + half)
 
 

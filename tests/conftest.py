@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -29,6 +31,19 @@ settings.load_profile("any host")  # no test depends on how fast the host is
 
 def pytest_configure() -> None:
     gc.disable()  # while tests are collected
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is made once for a module is made by one worker: tests that use it are a group, if they are in no other."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and shares_in_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def shares_in_its_module(item: pytest.Item) -> bool:
+    known = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]  # pytest has no public way to a scope
+    return any(found[-1].scope == "module" for found in known.values())
 
 
 def pytest_collection_finish() -> None:
@@ -161,6 +176,16 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     server.wait_ready(120)
     yield {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.password, "NO_PROXY": "127.0.0.1"}
     server.stop()
+
+
+_folders = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As pytest's own, which looks through the folders of all tests before for the next number of a name."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(f"{name}-{next(_folders)}", numbered=False)
 
 
 @pytest.fixture

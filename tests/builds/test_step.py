@@ -152,14 +152,14 @@ def test_a_report_that_was_altered_after_it_was_stored_is_not_read(tmp_path: Pat
         ("fail", FoldError, "no way; try another"),
         ("defect", ChildDefect, "tiny/fold raised ZeroDivisionError: oops"),
         ("crash", FoldError, "tiny/fold crashed with SIGSEGV"),
-        ("hang", TimeLimitError, "tiny/fold did not end within 5 s"),
+        ("hang", TimeLimitError, "tiny/fold did not end within 2 s"),
     ],
 )
 def test_a_failure_stores_nothing_and_is_told_in_one_message(
     tmp_path: Path, act: str, kind: type[Exception], message: str
 ) -> None:
     store = Store(tmp_path / "store")
-    one = step({"act": act}, time_limit_s=5.0 if act == "hang" else 100.0)
+    one = step({"act": act}, time_limit_s=2.0 if act == "hang" else 100.0)
     with pytest.raises(kind) as caught:
         run(store, one)
     assert str(caught.value).startswith(message)

@@ -25,6 +25,7 @@ from by_hand import by_hand
 import engineworks.errors
 from engineworks.errors import InputError
 from engineworks.tensors import TensorSpec
+from engineworks.tracking import registry_lock
 from engineworks.tracking.aliases import Slot, champions_of
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.opening import connect
@@ -324,6 +325,9 @@ def test_a_dot_in_a_targets_name_is_an_underscore_in_its_alias() -> None:
     assert slot.uri() == "models:/m@champion-sm8_9-int8"
 
 
+SETTLE_S = 0.4
+"""Eight claims wait so long for each other; a write takes some .02 s here."""
+
 RACER = """
 import json, sys
 from pathlib import Path
@@ -347,10 +351,12 @@ def race(tracking: Tracking, setup: dict[str, str], run_id: str, own: str) -> di
     file = Path(setup["file"] + own)
     file.write_bytes(own.encode())
     moves: dict[str, list[object]] = {}
-    for target in ("cpu", own):
-        model = engine_model(setup["name"], run_id, file, own * 64, target)
-        version = registry.register(model).version
-        moves[target] = [version, registry.promote(model.slot, version, expected=None)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_lock, "SETTLE_S", SETTLE_S)
+        for target in ("cpu", own):
+            model = engine_model(setup["name"], run_id, file, own * 64, target)
+            version = registry.register(model).version
+            moves[target] = [version, registry.promote(model.slot, version, expected=None)]
     return moves
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
-from engineworks.host.git.state import commit_of
+from engineworks.host.git import commit_of
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.latency_report import Latency

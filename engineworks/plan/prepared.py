@@ -13,7 +13,7 @@ from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 

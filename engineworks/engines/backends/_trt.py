@@ -22,19 +22,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends._trt_attention import written_out
 from engineworks.engines.backends._trt_config import (
+    add_profiles,
     configure,
     keep_timing_cache,
     name_capabilities,
     shrink_workspace,
     use_timing_cache,
 )
-from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.engines.backends._trt_log import Logger, logger_of
 from engineworks.engines.backends._trt_messages import builder_message
-from engineworks.engines.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
-from engineworks.engines.backends._trt_profiles import add_profiles
+from engineworks.engines.backends._trt_parse import (
+    Interface,
+    interface_of,
+    network_names,
+    parse,
+    read_interface,
+    written_out,
+)
+from engineworks.engines.backends._trt_tensors import dtype_name
 from engineworks.engines.backends._trt_tf32 import environment, switched
 from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header

@@ -1,4 +1,5 @@
-"""The tensors of an engine: dtypes, shapes, location, and the shapes that each profile takes."""
+"""The tensors of an engine: dtypes by the vendor's names and ours, shapes, location, and the shapes that each profile
+takes."""
 
 from __future__ import annotations
 
@@ -7,10 +8,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
 from engineworks.host.lazy import Array, np
 from engineworks.tensors import InputRange, Profile, TensorSpec
+
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3fn",
+    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""The vendor's DataType by name → this project's dtype."""
+
+
+def dtype_name(vendor_name: str) -> str:
+    """Return this project's dtype for a name of the vendor's DataType."""
+    return DTYPES.get(vendor_name, vendor_name.lower())
 
 
 @dataclass(frozen=True)

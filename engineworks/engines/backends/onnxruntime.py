@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it at level EXTENDED, saved as ONNX. EXTENDED is the last level whose
 result does not depend on the processor. LAYOUT and ALL rewrite convolutions to the NCHWc layout of the local vector
 width, and ONNX Runtime warns against moving such a file; a test looks for those nodes. Loading runs the other
-optimizations for the present processor. `ort_forms` handles crashes.
+optimizations for the present processor. `model.ort` handles crashes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.backends._ort_trial import run_once_per_profile
+from engineworks.engines.backends._ort_session import run_once_per_profile
 from engineworks.engines.backends.base import (
     ENGINE_FILE,
     BuildMemory,
@@ -33,8 +33,7 @@ from engineworks.host.lazy import ort
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
-from engineworks.model.runtime.ort_errors import ort_errors, what_failed
-from engineworks.model.runtime.ort_forms import (
+from engineworks.model.ort import (
     FORMS,
     LEVELS,
     NO_EXACT_KERNEL,
@@ -44,7 +43,9 @@ from engineworks.model.runtime.ort_forms import (
     exact_options,
     form_of,
     lacks_exact_kernel,
+    ort_errors,
     sign,
+    what_failed,
 )
 from engineworks.tensors import TensorSpec
 
@@ -203,7 +204,7 @@ def load(
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. `ort_forms` limits the optimization level where the build found a
+    """Load an engine, or any ONNX model, for the CPU. `model.ort` limits the optimization level where the build found a
     limit. `cache` and `known` are not used.
 
     Raises `RunError`, and `TargetError` for an unknown option.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.ort import ort_errors, plain
 
 Caches = dict[str, NDArray[Any]]
 

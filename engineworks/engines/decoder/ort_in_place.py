@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens, runs_of
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.ort import ort_errors, plain
 
 MOST_LOGITS_BYTES = 64 << 20
 """Memory for logits of a prompt, of which only the last are asked for. A graph gives all: 8 streams of 512 tokens of a

@@ -19,8 +19,7 @@ from engineworks.host import cpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options, ort_errors, plain
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession

@@ -19,8 +19,7 @@ from engineworks.host.packages import installed_versions
 if TYPE_CHECKING:
     import torch
 
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
-    from engineworks.engines.peers._torch_session import TorchSession
+    from engineworks.engines.peers._torch_session import TorchDecoder, TorchSession
 
 TITLE = "PyTorch eager"
 FROM_SOURCE = True
@@ -99,7 +98,7 @@ def load(model: PeerModel) -> TorchSession:
 
 def load_decoder(model: PeerModel, streams: int) -> TorchDecoder:
     """Load transformers' own model with eager attention and its own cache. Raises as `load`."""
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
+    from engineworks.engines.peers._torch_session import TorchDecoder
     from engineworks.model.decoder import from_huggingface
     from engineworks.model.export.from_huggingface import find_folder
 

@@ -13,8 +13,7 @@ from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
 from engineworks.host.lazy import onnx, ort
-from engineworks.model.runtime.ort_errors import ort_errors_as
-from engineworks.model.runtime.ort_forms import exact_options, ort_level
+from engineworks.model.ort import exact_options, ort_errors_as, ort_level
 from engineworks.tensors import TensorSpec
 
 Device = Literal["auto", "cpu", "cuda"]

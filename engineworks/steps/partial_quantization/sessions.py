@@ -12,8 +12,7 @@ from engineworks.engines.backends.onnxruntime import session_options
 from engineworks.errors import RunError
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE, save_model, weight_bytes
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.model.runtime.ort_forms import lacks_exact_kernel
+from engineworks.model.ort import lacks_exact_kernel, ort_errors, plain
 
 T = TypeVar("T")
 Tensors = dict[str, NDArray[Any]]

@@ -20,6 +20,7 @@ from typing import Any
 
 from engineworks.engines.backends._trt_log import Logger
 from engineworks.engines.backends._trt_messages import parser_message
+from engineworks.engines.backends._trt_tensors import given_names
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.host.lazy import onnx
 from engineworks.model.fold.inventory import node_uses
@@ -102,8 +103,6 @@ def parse(
 
 def network_names(network: Any) -> dict[str, str]:
     """Return the network's name for every input of the model."""
-    from engineworks.engines.backends._trt_tensors import given_names  # imports NumPy, which facts do not need
-
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     return given_names(inputs, [network.get_output(i).name for i in range(network.num_outputs)])
 

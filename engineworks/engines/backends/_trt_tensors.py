@@ -70,18 +70,23 @@ def engine_tensors(trt: Any, engine: Any, known: Sequence[TensorSpec]) -> tuple[
 
 
 def _tensor(trt: Any, engine: Any, name: str, named: Mapping[str, TensorSpec]) -> EngineTensor:
-    lengths = tuple(engine.get_tensor_shape(name))
-    given = named.get(name)
-    names = given.shape if given is not None and len(given.shape) == len(lengths) else ()
-    shape = tuple(
-        length if length >= 0 else (names[axis] if names else f"{name}_{axis}") for axis, length in enumerate(lengths)
-    )
-    dtype = dtype_name(engine.get_tensor_dtype(name).name)
+    dtype, lengths = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
     return EngineTensor(
-        TensorSpec(name, dtype, shape),
+        named_spec(name, dtype, lengths, named),
         is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
         on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
     )
+
+
+def named_spec(name: str, dtype: str, lengths: Sequence[int], named: Mapping[str, TensorSpec]) -> TensorSpec:
+    """Return a vendor's tensor with its known dimension names. dtype: the vendor's name. lengths: -1 for a dynamic
+    one."""
+    given = named.get(name)
+    names = given.shape if given is not None and len(given.shape) == len(lengths) else ()
+    shape = (
+        length if length >= 0 else (names[axis] if names else f"{name}_{axis}") for axis, length in enumerate(lengths)
+    )
+    return TensorSpec(name, dtype_name(dtype), tuple(shape))
 
 
 def given_names(inputs: Iterable[str], outputs: Collection[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@ the same memory, so that no step copies it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,7 @@ class OrtInPlaceDecoder(Streams):
         self._logits_type = _dtype(logits.type)
         self._bound: dict[tuple[int, int], _Bound] = {}
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
+    notes = ()
 
     def step(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
         return self._step(tokens, last=False)
@@ -107,13 +105,6 @@ class OrtInPlaceDecoder(Streams):
         bound.at[:] = self._lengths
         self._run(bound)
         self._lengths = [length + 1 for length in self._lengths]
-
-    def use_graphs(self, wanted: bool) -> bool:
-        return False
-
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        for stream in range(self.streams) if streams is None else streams:
-            self._lengths[stream] = 0
 
     def close(self) -> None:
         self._session, self._bound, self._caches = None, {}, {}

@@ -94,10 +94,6 @@ class TrtDecoder(Streams):
         self._graphs = wanted
         return True
 
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        for stream in range(self.streams) if streams is None else streams:
-            self._lengths[stream] = 0
-
     def close(self) -> None:
         self._free()
 

@@ -130,12 +130,10 @@ class TorchDecoder:
     """Satisfies `base.PromptRunner` by the cache that transformers makes for itself. model: its module, on its
     device."""
 
+    notes = ()
+
     def __init__(self, model: Any, device: str) -> None:
         self._model, self._device, self._cache = model, device, None
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
         del streams

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
+from engineworks.engines.backends.base import MemoryMeter
 from engineworks.engines.peers._stderr import kept_stderr
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
-from engineworks.host import cpu
+from engineworks.host import cpu, gpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
@@ -64,8 +64,7 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return GPU, driver and processor: the processor launches every kernel."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:
@@ -77,15 +76,14 @@ def open_library() -> None:
         preload()
 
 
+device_watch = GpuWatch
+
+
 def memory_meter() -> MemoryMeter:
     """Return the meter of GPU engines: neither's figure includes the CUDA context."""
     from engineworks.engines.backends._cuda import DeviceMemory
 
     return DeviceMemory()
-
-
-def device_watch() -> DeviceWatch:
-    return GpuWatch()
 
 
 def load(model: PeerModel) -> OrtCudaSession:

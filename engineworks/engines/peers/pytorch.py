@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers.base import Origin, PeerModel
 from engineworks.errors import RunError
-from engineworks.host import cpu, cpu_watch
+from engineworks.host import cpu, cpu_watch, gpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.nvml import GpuWatch
@@ -60,8 +60,7 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return the hardware, with the processor: eager launches every kernel from there."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:

@@ -14,15 +14,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from engineworks.host.cpu import read_text
+
 
 def resident_mib() -> float:
     """Return the present resident memory in MiB."""
     return _status_mib("VmRSS")
 
 
-def peak_mib() -> float:
-    """Return the peak of the resident memory in MiB since the process began or since `reset_peak`."""
-    return _status_mib("VmHWM")
+def peak_mib(pid: int | str = "self") -> float:
+    """Return the peak of a process's resident memory in MiB since it began or since its `reset_peak`."""
+    return _status_mib("VmHWM", pid)
 
 
 def reset_peak() -> None:
@@ -30,46 +32,33 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def _status_mib(field: str, pid: int | str = "self") -> float:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), 0.0)
 
 
 def total_mib() -> float:
     """Return the memory that this process may use in MiB: the host's, or its container's limit if less (cgroup v2,
     memory.max: bytes or 'max'). 0 where neither can be read."""
-    lines = (line.split() for line in _read("/proc/meminfo").splitlines())
+    lines = (line.split() for line in read_text("/proc/meminfo").splitlines())
     kib = next((int(fields[1]) for fields in lines if fields[0] == "MemTotal:"), 0)
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    limit = read_text("/sys/fs/cgroup/memory.max").strip()
     return min(kib / 1024, int(limit) / 2**20) if limit.isdigit() else kib / 1024
 
 
 def proportional_kib(pid: int) -> float:
     """Return the memory of a process, shared pages divided among those that share them (Pss); 0 where it has ended."""
-    lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    lines = read_text(f"/proc/{pid}/smaps_rollup").splitlines()
     return next((float(line.split()[1]) for line in lines if line.startswith("Pss:")), 0.0)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
 
 
 class ResidentMemory:
     """Satisfies `engines.backends.base.MemoryMeter` for a CPU."""
 
-    def reset(self) -> None:
-        reset_peak()
+    reset, total_mib = staticmethod(reset_peak), staticmethod(total_mib)
 
     def peak_mib(self) -> float:
         return peak_mib()
-
-    def total_mib(self) -> float:
-        return total_mib()
 
 
 _LEARNED = {-3: 32 << 20, -1: 64 << 20}

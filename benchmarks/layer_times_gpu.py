@@ -44,8 +44,8 @@ from engineworks.plan.plan import plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
+from engineworks.steps.job import StepJob
 from engineworks.steps.layer_times import time_here, what_to_time
-from engineworks.steps.step_job import StepJob
 from engineworks.store.open import open_store
 
 ROOT = Path(__file__).parents[1]

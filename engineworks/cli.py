@@ -144,7 +144,7 @@ def plan(
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     elif markdown:
-        from engineworks.report.plan_text import render_plans
+        from engineworks.report.plans_table import render_plans
 
         terminal.echo(render_plans(plans).rstrip())
     else:
@@ -216,8 +216,7 @@ def inspect(
         engineworks inspect recipes/models/digits_cnn.onnx
         engineworks inspect recipes/models/digits_cnn.onnx --json
     """
-    from engineworks.commands.inspect import inspect_engine
-    from engineworks.commands.inspect_text import facts_text
+    from engineworks.commands.inspect import facts_text, inspect_engine
 
     facts = inspect_engine(engine, read_settings())
     terminal.print_json(facts) if as_json else terminal.print_facts(facts_text(facts))
@@ -230,12 +229,11 @@ def doctor(as_json: Json = False) -> None:
     Examples:
         engineworks doctor
     """
-    from engineworks.commands import doctor_text
-    from engineworks.commands.doctor import examine
+    from engineworks.commands.doctor import examine, print_findings
 
     settings = read_settings()
     findings = examine(settings, Path("recipes"))
-    terminal.print_json(findings.to_json()) if as_json else doctor_text.print_findings(findings)
+    terminal.print_json(findings.to_json()) if as_json else print_findings(findings)
     if findings.conflicts:
         raise typer.Exit(errors.EXIT_BAD_INPUT)
 

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engineworks.errors import Problem
-from engineworks.model.export.from_huggingface import source_files
+from engineworks.errors import ModelError, Problem, TrackingError
+from engineworks.model.export.from_huggingface import find_folder, source_files, task_of
 from engineworks.model.export.outline import interface_problems
 from engineworks.recipe.data import find_samples
 from engineworks.recipe.datasets.preparation import PYTHON_SLICES
 from engineworks.recipe.decoder_files import find_decoder, find_texts
 from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
-from engineworks.recipe.mlflow_source import find_mlflow
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.yaml_nodes import Node
+from engineworks.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,29 @@ def _model_files(recipe: Recipe, finder: Finder) -> FoundModel:
                 files[name] = extra
         return FoundModel("torch", next(iter(files.values()), None), files)
     return FoundModel("onnx", None, {})
+
+
+PYTORCH_PARTS = ("data", "code")
+"""Parts that shape a model of the pytorch flavor: its weights and the logged source, not the date or author."""
+
+
+def find_mlflow(finder: Finder, uri: str, task: str | None) -> FoundModel:
+    """The model's files on this host, fetched if needed; problems are noted at their places."""
+    from engineworks.tracking.sources import fetch_model
+
+    where = ("model", "source", "mlflow")
+    try:
+        model = fetch_model(uri, read_settings())
+        if model.kind == "huggingface":
+            task_of(find_folder(str(model.path), finder.folder), task)
+    except (ModelError, TrackingError) as error:
+        finder.add(where, error.message, error.hint)
+        return FoundModel("onnx", None, {})
+    if model.kind == "onnx":
+        files = finder.onnx_files(where, model.path)
+    elif model.kind == "huggingface":
+        files = source_files(model.path)
+    else:
+        every = [p for part in PYTORCH_PARTS for p in sorted((model.path / part).rglob("*")) if p.is_file()]
+        files = {p.relative_to(model.path).as_posix(): p for p in every}
+    return FoundModel(model.kind, model.path, files, model.tokenizer, model.processor, model.resolved)

@@ -1,4 +1,4 @@
-"""Plans on a terminal: the count first, then each step with its state; engines that cannot run here share a line."""
+"""Plans on a terminal (the count first, then each step with its state), and as Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from engineworks.report.terminal import echo_wrapped, print_table, style_of
 if TYPE_CHECKING:
     from engineworks.plan.plan import Plan
     from engineworks.plan.steps import Step
+from collections.abc import Iterable
+
+from engineworks.plan.plan import Plan
+from engineworks.report.markdown import cell, table_lines
 
 
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: bool) -> None:
@@ -58,3 +62,34 @@ def _grouped(plan: Plan) -> Iterator[str]:
         types = many(len(set(targets)), "GPU type")
         yield f"{many(len(targets), 'engine')} for {types}: build only ({reason})"
     yield from (group.message for group in refused_groups(plan.refused))
+
+
+TITLES = {"needs another GPU": "for other hardware"}
+
+SHOWN = 40
+"""Listed steps of one recipe: a comment holds 65,536 characters on GitHub."""
+
+
+def render_plans(plans: Sequence[Plan]) -> str:
+    to_do = sum(len(plan.to_do) for plan in plans)
+    engines = sum(len(plan.engines) for plan in plans)
+    lines = [f"# Plan: {to_do} steps to do", "", f"{len(plans)} recipes, {engines} engines."]
+    for plan in plans:
+        lines += ["", *_recipe(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _recipe(plan: Plan) -> Iterable[str]:
+    states = [step.state for step in plan.steps.values()]
+    counts = ", ".join(
+        f"{states.count(s)} {TITLES.get(s, s)}" for s in ("to do", "cached", "needs another GPU") if s in states
+    )
+    yield f"## {plan.recipe}: {counts or 'nothing'}"
+    if plan.to_do:
+        yield ""
+        yield from table_lines(("step", "why"), ((step.id, step.reason) for step in plan.to_do[:SHOWN]))
+        if len(plan.to_do) > SHOWN:
+            yield f"| and {len(plan.to_do) - SHOWN} more | |"
+    if plan.refused:
+        yield ""
+        yield from (f"- **refused** {cell(refused.id)}: {cell(refused.message)}" for refused in plan.refused)

@@ -9,7 +9,7 @@ from engineworks.engines.backends.base import Builder, BuildRequest
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import BuildError
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import Profile, profile_from_json
 
 

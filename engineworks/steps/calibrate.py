@@ -22,7 +22,7 @@ from engineworks.model.lower.quantize import tensors_to_calibrate
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.recipe.batch import batch_axes, fixed_batch
 from engineworks.recipe.samples import SampleFile, samples_from_json
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 RANGES_FILE = "ranges.json"
 

@@ -6,6 +6,7 @@ Runs the shapes of every profile as served, then the evaluation data.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +21,11 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.served_report import Served
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
+from engineworks.steps.job import StepJob
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
-from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 
 
@@ -61,14 +62,11 @@ def _load(job: StepJob) -> Session:
 
 def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> Served:
     plan = job.params["shapes"]
-    reference = ServedReference(job.inputs["reference"], job.inputs["lowered"])
-    try:
+    with closing(ServedReference(job.inputs["reference"], job.inputs["lowered"])) as reference:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
         precision = Sidecar.read(job.inputs["build"]).precision
         return ServedComparison(reference, rows, precision, device=device).follow(session, job.echo)
-    finally:
-        reference.close()
 
 
 def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> Accuracy:

@@ -6,7 +6,7 @@ from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.samples import samples_from_json
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import spec_from_json
 
 

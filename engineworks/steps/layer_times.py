@@ -16,7 +16,7 @@ from engineworks.measure.layers import Layer, Layers
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.recipe.samples import feeds_at, samples_from_json
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import spec_from_json
 
 RUNS = 20

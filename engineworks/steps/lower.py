@@ -25,7 +25,7 @@ from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.recipe import AS_IS
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 _PRODUCTS = frozenset({*GEMMS, "Conv", "ConvTranspose"})
 _SHOWN_NODES = 3

@@ -25,11 +25,11 @@ from engineworks.measure.served_report import Loss, LoweredFacts, Movement
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.samples import samples_from_json
-from engineworks.steps.served_records import SAME_SHARE
+from engineworks.steps.job import StepJob
+from engineworks.steps.served import SAME_SHARE
 from engineworks.steps.served_reference import Piece, ShapesPlan, StoredOutputs
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_OUTPUTS_FILE, stacked, write_arrays
-from engineworks.steps.step_job import StepJob
 
 MOST_MOVED = 1.0
 """Where one rounding changes even the shape of an output."""

@@ -6,7 +6,8 @@ import importlib
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,15 @@ from engineworks.engines.backends.base import Serving, Session
 from engineworks.engines.engine_session import load_verified, runner_of
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
 from engineworks.measure.latency_report import Latency
 from engineworks.recipe.batch import samples_per_run
 from engineworks.recipe.samples import feeds_at, samples_from_json
-from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import Device
+from engineworks.steps.job import StepJob
 from engineworks.steps.layer_times import write_layers
-from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_measurements import measure_shape
-from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
 
 LOADING, AFTER = "while loading", "at the end"
@@ -63,7 +63,7 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
     session = _load(job, engine, cache)
     load_ms = 1000 * (time.perf_counter() - start)
     device.take(LOADING)
-    try:
+    with closing(session):
         measured = NamedShapes(job, session, device).measure()
         report = {
             "load_ms": load_ms,
@@ -76,8 +76,6 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
             "notes": list(session.notes),
             "facts": dict(session.facts),
         }
-    finally:
-        session.close()
     load_complaints = device.complaints(LOADING)
     device.take(AFTER)
     return report | {"load_complaints": load_complaints, "device": device.to_json()}
@@ -178,3 +176,52 @@ def is_lazy(facts: Mapping[str, object]) -> bool:
 
 def _elements(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
     return sum(math.prod(spec.concrete(dims)) for spec in specs)
+
+
+AT_WORK = 0.25
+"""Minimum share of one core that counts as work. A compiler takes a core or more, a waiting thread some percent."""
+
+
+class BackgroundWork:
+    """Tells whether other threads of this process worked since the last call: TensorRT-RTX compiles specialized kernels
+    in some. Only for the measuring thread."""
+
+    def __init__(self) -> None:
+        self._wall, self._others = time.monotonic(), _others_s()
+
+    def __call__(self) -> bool:
+        wall, others = time.monotonic(), _others_s()
+        share = (others - self._others) / max(wall - self._wall, 1e-9)
+        self._wall, self._others = wall, others
+        return share >= AT_WORK
+
+
+def _others_s() -> float:
+    """Return the processor seconds of all threads of this process except this one."""
+    return time.process_time() - time.thread_time()
+
+
+Load = Callable[[Path | None], Session]
+"""The cache's folder, or None for a load without it → a session."""
+
+
+def measure_loads(load: Load, feeds: dict[str, Array], cache: Path) -> dict[str, dict[str, float]]:
+    """Measure `without_cache` and `with_cache`, each load_ms and first_run_ms (the first run at this shape, with
+    compilation), in ms.
+
+    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. Libraries are loaded already:
+    both are the costs of a process's second engine.
+    """
+    without = _timed(load, feeds, None)
+    _timed(load, feeds, cache)  # fills the cache as a session of this shape alone would
+    return {"without_cache": without, "with_cache": _timed(load, feeds, cache)}
+
+
+def _timed(load: Load, feeds: dict[str, Array], cache: Path | None) -> dict[str, float]:
+    start = time.perf_counter()
+    session = load(cache)
+    loaded = time.perf_counter()
+    with closing(session):
+        session.run(feeds)
+        ran = time.perf_counter()
+    return {"load_ms": 1000 * (loaded - start), "first_run_ms": 1000 * (ran - loaded)}

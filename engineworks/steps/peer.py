@@ -29,10 +29,9 @@ from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.device_readings import Device
-from engineworks.steps.job import echo
+from engineworks.steps.job import StepJob, echo
 from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import OUTPUTS_FILE, read_reference
-from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 from engineworks.tracking.sources import load_pytorch
 

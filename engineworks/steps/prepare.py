@@ -16,7 +16,7 @@ from engineworks.recipe.datasets.preprocess_images import see
 from engineworks.recipe.datasets.rows import ArchiveWriter
 from engineworks.recipe.datasets.tables import read_rows
 from engineworks.recipe.datasets.tokenize import IGNORED, Tokenized, load_tokenizer, padded, padding_id, tokenize
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import spec_from_json
 
 

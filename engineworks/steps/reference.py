@@ -20,9 +20,9 @@ from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.batch import batch_axes, output_axes
 from engineworks.recipe.npz import NpzReader
 from engineworks.recipe.samples import samples_from_json
+from engineworks.steps.job import StepJob
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, ShapesReference, write_arrays
-from engineworks.steps.step_job import StepJob
 
 OUTPUTS_FILE = "outputs.npz"
 INPUTS_FILE = "inputs.json"

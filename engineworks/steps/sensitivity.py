@@ -18,10 +18,10 @@ from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.recipe.recipe import Limits
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.calibrate import read_ranges
+from engineworks.steps.job import StepJob
 from engineworks.steps.partial_quantization.groups import Group, group_nodes, keep_patterns, single_nodes
 from engineworks.steps.partial_quantization.ranking import Trial, make_trial, rank, shortest_list, to_split, worst_noise
 from engineworks.steps.partial_quantization.trials import Trials
-from engineworks.steps.step_job import StepJob
 
 
 def run(job: StepJob) -> None:

@@ -34,7 +34,7 @@ from engineworks.serving.others import OtherWork
 from engineworks.serving.recorded import read_requests
 from engineworks.serving.server import StartedServer, started
 from engineworks.steps.compare_champion import compare_engines
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 
 EVALUATION, RECORDED = "evaluation", "recorded"

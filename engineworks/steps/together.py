@@ -23,7 +23,7 @@ from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
 from engineworks.serving.server import started
 from engineworks.serving.together import serve_together
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 ASKED = 64
 """Samples of each model that its client asks."""

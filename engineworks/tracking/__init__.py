@@ -2,11 +2,10 @@
 
     records      what is recorded (plain values), and how it fits MLflow's limits
     owner        the process that a running build belongs to, and whether it is dead
-    opening      disables telemetry, creates a fresh database once, reports a dead server in seconds
+    opening      disables telemetry, creates a fresh database once (PostgreSQL's tables too), reports a dead server
     sqlite       a fresh SQLite database, migrated once, in memory
-    postgresql   MLflow's tables in PostgreSQL, created by one process at a time
     connection   writes and searches once it is open
-    in_use       the store keys that a record refers to; existing: opens a record for gc, and creates nothing
+    existing     opens a record for gc, and creates nothing: the store keys that it refers to
     runs         `Tracking` and `BuildRun`, built on the above
     spool        records that wait for MLflow; sending: sends them; spooled: a build's record with both
     aliases      names in the model registry; registry_lock: one release at a time

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +21,12 @@ from engineworks.errors import TrackingError
 from engineworks.host.lock import locked
 from engineworks.tracking.connection import Connection, reason_of, refusals
 from engineworks.tracking.file_connection import FileConnection
-from engineworks.tracking.postgresql import is_postgresql
-from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
 from engineworks.tracking.records import RECORD_ID
 from engineworks.tracking.sqlite import prepare_database
 from engineworks.tracking.sqlite_writer import open_writer
 
 if TYPE_CHECKING:
+    import sqlalchemy
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
@@ -194,3 +194,47 @@ def without_password(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     credentials, at, place = rest.rpartition("@")
     return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{place}"
+
+
+LOCK_ID = zlib.crc32(b"engineworks/mlflow")
+"""The advisory lock for creating the tables; the server drops it when its holder's connection ends."""
+
+LOCK_WAIT_S = 120
+CONNECT_S = 10
+
+
+def is_postgresql(uri: str) -> bool:
+    return uri.partition("://")[0].partition("+")[0] == "postgresql"
+
+
+def prepare_postgresql(uri: str) -> None:
+    """Create MLflow's tables in an empty database, one process at a time: `SqlAlchemyStore` of MLflow 3.17.2 takes no
+    lock, and most of several concurrent processes fail. A database with tables is left alone: MLflow checks its
+    revision.
+
+    Raises `TrackingError` where the driver is not installed, and `SQLAlchemyError` where the database refuses.
+    """
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(
+            uri, poolclass=sqlalchemy.pool.NullPool, connect_args={"connect_timeout": CONNECT_S}
+        )
+    except ImportError as error:
+        raise TrackingError(
+            f"MLflow's database needs a driver that is not installed: {error}",
+            hint="pip install 'engineworks[postgres]', and say postgresql+psycopg2:// in MLFLOW_TRACKING_URI",
+        ) from None
+    with engine.connect() as holder:
+        holder.execute(sqlalchemy.text(f"SET lock_timeout = '{LOCK_WAIT_S}s'"))
+        holder.execute(sqlalchemy.text("SELECT pg_advisory_lock(:id)"), {"id": LOCK_ID})
+        _make_tables(engine)
+
+
+def _make_tables(engine: sqlalchemy.Engine) -> None:
+    from mlflow.store.db.utils import _all_tables_exist, _initialize_tables
+
+    exist: Callable[[sqlalchemy.Engine], bool] = _all_tables_exist  # MLflow's own check on first use
+    initialize: Callable[[sqlalchemy.Engine], None] = _initialize_tables
+    if not exist(engine):
+        initialize(engine)

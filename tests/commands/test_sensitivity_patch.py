@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.commands.recipe_patch import difference, replace_file
-from engineworks.commands.sensitivity.patch import with_keep
+from engineworks.commands.recipe_patch import difference, replace_file, with_keep
 from engineworks.errors import InputError
 from engineworks.recipe.yaml_nodes import parse_yaml
 

@@ -21,9 +21,9 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.auto import expand
 from engineworks.recipe.load import load_recipe
 from engineworks.report.ladder import ladder_tables
-from engineworks.report.page import render_html
 from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
+from engineworks.report.write import render_html
 from engineworks.store.store import Store
 from flows import local_steps
 from tests.typed_reports import latency as report_with

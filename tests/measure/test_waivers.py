@@ -13,8 +13,8 @@ from engineworks.measure.gates.gates import Verdict
 from engineworks.measure.waivers import apply_waivers, idle_waivers, names_check
 from engineworks.plan.plan import Plan, Refused
 from engineworks.recipe.recipe import Waiver
-from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
+from engineworks.report.write import render_html
 
 TODAY = date(2027, 1, 31)
 

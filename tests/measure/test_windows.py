@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engineworks.measure.windows import Window, first_steady, is_settled, steady_from
+from engineworks.measure.latency import Window, first_steady, is_settled, steady_from
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from engineworks.release.promotion import champions_before, release_build
 from engineworks.serving.client import Client
 from engineworks.serving.server import SHARED_MEMORY, started
 from engineworks.steps import serve as step
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.store.open import open_store
 from engineworks.tracking.runs import open_tracking
 

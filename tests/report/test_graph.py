@@ -6,7 +6,7 @@ import re
 
 from engineworks.builds.step_facts import StepFact
 from engineworks.plan.kinds import STEP_KINDS
-from engineworks.report.graph import graph_svg
+from engineworks.report.steps_section import graph_svg
 
 
 def facts() -> list[StepFact]:

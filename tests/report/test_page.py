@@ -14,13 +14,13 @@ from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.step_facts import StepFact
 from engineworks.report.background import Before, Point
 from engineworks.report.blame import blame_section
-from engineworks.report.graph import graph_svg
-from engineworks.report.page import render_html
 from engineworks.report.sections import sections
+from engineworks.report.steps_section import graph_svg
 from engineworks.report.summary import NOTE_CHARS, engine_note, verdict_table
 from engineworks.report.text import render_markdown
 from engineworks.report.trend import trend_section
 from engineworks.report.verdict_section import anchor
+from engineworks.report.write import render_html
 
 
 @pytest.fixture(scope="module")

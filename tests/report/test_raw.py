@@ -9,8 +9,8 @@ import re
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.measure.check import Check
-from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
+from engineworks.report.write import render_html
 from tests.typed_reports import accuracy, champion_comparison
 
 COMPARISON = champion_comparison("history", why="gone", history={"one": [["d", 1.0]]})

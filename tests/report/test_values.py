@@ -10,7 +10,6 @@ from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _metrics, _series
 from engineworks.measure.latency_report import Latency
 from engineworks.measure.sweep import Recommendation
-from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
 from engineworks.report.values import (
     complaints,
@@ -20,6 +19,7 @@ from engineworks.report.values import (
     streams_table,
     sweep_table,
 )
+from engineworks.report.write import render_html
 from tests.typed_reports import latency_json, shape_json, sidecar
 
 SHAPE = shape_json() | {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engineworks.steps.background_work import BackgroundWork
+from engineworks.steps.measure import BackgroundWork
 
 BLOCK = bytes(1 << 20)
 
@@ -43,7 +43,7 @@ def test_another_thread_at_work_is_heard_of(worker: threading.Thread) -> None:
 
 OWN_WORK = """
 import hashlib, threading
-from engineworks.steps.background_work import BackgroundWork
+from engineworks.steps.measure import BackgroundWork
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 at_work = BackgroundWork()
 for _ in range(50):

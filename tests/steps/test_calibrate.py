@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engineworks.errors import CalibrationError, EngineworksError, ModelError, SamplesError
 from engineworks.host.file_digests import digest_file
 from engineworks.steps import calibrate, lower
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import TensorSpec
 
 IMAGES = np.random.default_rng(1).normal(0, 1, (40, 1, 4, 4)).astype(np.float32)

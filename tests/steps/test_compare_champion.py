@@ -21,7 +21,7 @@ from engineworks.measure.champion import Champion
 from engineworks.measure.regression import CONFIDENCE, LOOKS
 from engineworks.plan.champion_lookup import ChampionError
 from engineworks.steps import compare_champion
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import TensorSpec
 from tests.typed_reports import write_sidecar
 

@@ -29,7 +29,7 @@ from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.served_report import LoweredFacts, Served
 from engineworks.recipe.recipe import Limits
 from engineworks.steps import compare, lowered_reference, reference
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import TensorSpec
 from tests.typed_reports import write_sidecar
 

@@ -30,8 +30,7 @@ from engineworks.report.blocks import Fold
 from engineworks.report.decoder import decoder_section
 from engineworks.steps.decoder import build as build_step
 from engineworks.steps.decoder import measure
-from engineworks.steps.job import main
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob, main
 from engineworks.store.store import Store
 
 BENCHMARK = Path("benchmarks/decoder_gpu.py").resolve()

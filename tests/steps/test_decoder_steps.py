@@ -27,8 +27,7 @@ from engineworks.steps.decoder.lower import run as lower
 from engineworks.steps.decoder.lowered_reference import _moved
 from engineworks.steps.decoder.made_feeds import prompt_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts, situation_texts
-from engineworks.steps.job import main
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob, main
 from engineworks.steps.timed_engine import TimedEngine
 from engineworks.store.store import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engineworks.errors import RunError
-from engineworks.steps.load_times import measure_loads
+from engineworks.steps.measure import measure_loads
 
 
 class FakeSession:

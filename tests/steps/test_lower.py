@@ -17,8 +17,8 @@ from engineworks.model.calibrate.trust import digest_model
 from engineworks.model.lower.report import Lowering
 from engineworks.recipe.recipe import FORMATS
 from engineworks.steps.calibrate import run as calibrate
+from engineworks.steps.job import StepJob
 from engineworks.steps.lower import proof_batch, run
-from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL

@@ -18,7 +18,7 @@ from engineworks.errors import RunError
 from engineworks.measure.layers import Layers
 from engineworks.steps import measure
 from engineworks.steps.device_readings import DeviceReadings
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import TensorSpec
 from tests.typed_reports import write_sidecar
 

@@ -16,7 +16,7 @@ from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import InputError, RunError
 from engineworks.measure.latency import Sampling
 from engineworks.steps import measure, peer, reference
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 SPEC = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 4, 4]}
 SAMPLES = {"arrays": {"image": "image"}, "count": 10, "total": 10, "specs": [SPEC]}

@@ -11,11 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.recipe.samples import SampleFile
+from engineworks.steps.job import StepJob
 from engineworks.steps.partial_quantization.groups import group_nodes, single_nodes
-from engineworks.steps.partial_quantization.prefix import Prefix
 from engineworks.steps.partial_quantization.sessions import CutSession
-from engineworks.steps.partial_quantization.trials import Trials
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.partial_quantization.trials import Prefix, Trials
 from engineworks.tensors import TensorSpec
 
 

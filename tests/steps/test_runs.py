@@ -14,7 +14,7 @@ from engineworks.engines.backends import onnxruntime
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.samples import feeds_at, open_samples
 from engineworks.steps import reference
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.tensors import TensorSpec
 
 IMAGE, RATE = TensorSpec("image", "float32", ("batch", 2)), TensorSpec("rate", "float32", ())

@@ -16,7 +16,7 @@ from engineworks.measure.gates.gates import evaluate_gates
 from engineworks.measure.task_metrics import dead_classes
 from engineworks.recipe.recipe import Limits
 from engineworks.recipe.samples import open_samples
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 from engineworks.tensors import TensorSpec
 from tests.typed_reports import accuracy

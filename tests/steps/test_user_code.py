@@ -17,8 +17,8 @@ from engineworks.errors import EXIT_BAD_INPUT, EXIT_STEP_FAILED, EngineworksErro
 from engineworks.host import sandbox
 from engineworks.host.child.start import Child, start_child, working_folder
 from engineworks.host.sandbox.command import sandbox_command
-from engineworks.steps import peer, user_export, user_metric, user_slices
-from engineworks.steps.step_job import StepJob
+from engineworks.steps import export, peer, user_metric
+from engineworks.steps.job import StepJob
 
 ROWS = {"y": np.eye(3, dtype=np.float32)}
 LABELS = np.arange(3)
@@ -67,11 +67,11 @@ def metric(folder: Path, limit_s: float) -> object:
 
 
 def slices(folder: Path, limit_s: float) -> object:
-    return user_slices.names_in_sandbox("own:code", folder, ROWS, LABELS, echo=lambda _: None, time_limit_s=limit_s)
+    return user_metric.names_in_sandbox("own:code", folder, ROWS, LABELS, echo=lambda _: None, time_limit_s=limit_s)
 
 
 def factory(folder: Path, limit_s: float) -> object:
-    return user_export.export_in_sandbox(job(folder, limit_s, SOURCE))
+    return export.export_in_sandbox(job(folder, limit_s, SOURCE))
 
 
 def baseline(folder: Path, limit_s: float) -> None:
@@ -159,6 +159,6 @@ def test_only_what_a_sandbox_calls_loads_a_recipes_code() -> None:
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if loads.search(path.read_text("utf-8"))}
     assert found == {
         "engines/peers/pytorch.py", "model/export/from_huggingface.py", "model/export/from_torch.py",
-        "model/export/source_code.py", "steps/user_export.py", "steps/user_metric.py", "steps/user_slices.py",
+        "model/export/source_code.py", "steps/export.py", "steps/user_metric.py",
         "tracking/sources.py",
     }  # fmt: skip

@@ -5,10 +5,12 @@ For a GPU the artifact holds an engine for each batch and number of tokens that 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest, PartsRunner
@@ -26,8 +28,7 @@ from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.recipe.recipe import W4A8
 from engineworks.steps.build import build_request, builder_of
 from engineworks.steps.decoder.fused_model import source_model
-from engineworks.steps.decoder.stop_tokens import stop_tokens
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 
 def run(job: StepJob) -> None:
@@ -109,3 +110,27 @@ def _copy_tokenizer(job: StepJob) -> None:
     template = job.path("tokenizer") / TEMPLATE_FILE
     if template.is_file():
         shutil.copyfile(template, job.out / TEMPLATE_FILE)
+
+
+_FILES = ("generation_config.json", "config.json")
+
+
+def stop_tokens(folder: Path) -> list[int]:
+    """Return the ids of end-of-sequence tokens: those that the model's configs name, else the tokenizer's own."""
+    for name in _FILES:
+        ids = _read(folder / name).get("eos_token_id")
+        found = [ids] if isinstance(ids, int) else ids
+        if isinstance(found, list) and found and all(isinstance(i, int) for i in found):
+            return list(found)
+    token = _read(folder / "tokenizer_config.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    found_id = load_tokenizer(folder).token_to_id(text) if isinstance(text, str) else None
+    return [] if found_id is None else [int(found_id)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

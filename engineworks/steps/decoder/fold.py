@@ -10,7 +10,7 @@ from engineworks.model.decoder.interface import DECODER_FILE
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE, graph_inputs, load_model
 from engineworks.steps.decoder.made_feeds import example_feeds, read_decoder
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 PROOF_TOKENS = 9
 

@@ -18,8 +18,8 @@ from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.steps import lower
 from engineworks.steps.decoder.made_feeds import example_feeds, read_decoder
 from engineworks.steps.decoder.texts import read_texts
+from engineworks.steps.job import StepJob
 from engineworks.steps.lower import WeightChoices
-from engineworks.steps.step_job import StepJob
 
 PROOF_ROWS = 2
 

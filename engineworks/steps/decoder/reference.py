@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.measure.decoder.texts import TokenMetrics, token_metrics
+from engineworks.model.decoder.from_huggingface import full_logits, load_decoder
+from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.model.export.from_huggingface import find_folder
 from engineworks.recipe.datasets.rows import ArchiveWriter
 from engineworks.recipe.npz import NpzReader
-from engineworks.steps.decoder.full_model import FullModel, open_full_model
 from engineworks.steps.decoder.made_feeds import read_decoder
 from engineworks.steps.decoder.texts import Tokens, read_texts
-from engineworks.steps.step_job import StepJob
+from engineworks.steps.job import StepJob
 
 OUTPUTS_FILE = "reference.npz"
 
@@ -88,14 +92,43 @@ class Reference:
     def logits(self, text: int) -> NDArray[np.float32] | None:
         """Return logits [kept, vocabulary] at `kept_positions`; None for a text of which none are kept."""
         name = f"text{text}/logits"
-        value: Any = self._archive.read(name) if name in self._archive.names else None
-        return value  # type: ignore[no-any-return]
+        return self._floats(name) if name in self._archive.names else None
 
     def end(self) -> NDArray[np.float32]:
         """Return the logits of the last KEPT_AT_END positions of the text that fills the context."""
-        value: Any = self._archive.read("long/logits")
-        return value  # type: ignore[no-any-return]
+        return self._floats("long/logits")
+
+    def _floats(self, name: str) -> NDArray[np.float32]:
+        return cast("NDArray[np.float32]", self._archive.read(name))
 
     def continuation(self, prompt: int) -> Continuation:
         read: Any = self._archive.read
         return Continuation(*(read(f"prompt{prompt}/{name}") for name in ("tokens", "candidates", "logits")))
+
+
+FullModel = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""Tokens [n] → logits [n, vocabulary] of all of them, from nothing but the tokens."""
+
+
+def open_full_model(job: StepJob, interface: DecoderInterface) -> FullModel:
+    """Open the recipe's source: transformers' own model, or the ONNX file as it came."""
+    return _SOURCES[job.params["source"]](job, interface)
+
+
+def _huggingface(job: StepJob, interface: DecoderInterface) -> FullModel:
+    del interface
+    model: Any = load_decoder(find_folder(str(job.path("source")), job.path("folder")))
+    return lambda tokens: full_logits(model, tokens[None])[0]
+
+
+def _onnx(job: StepJob, interface: DecoderInterface) -> FullModel:
+    session = open_onnx_decoder(Path(job.path("source")), interface, 1, {"spinning": False})
+
+    def run(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        session.reset()  # an empty cache: nothing is known but the tokens
+        return session.step({0: tokens})[0]
+
+    return run
+
+
+_SOURCES: Mapping[str, Callable[[StepJob, DecoderInterface], FullModel]] = {"huggingface": _huggingface, "onnx": _onnx}

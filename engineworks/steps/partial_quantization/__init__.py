@@ -6,5 +6,5 @@ Principles and Empirical Evaluation* (2020, arXiv:2004.09602, section 6.1). The 
 part, would cost a run of the whole model for each. It would also show a part's own noise only as the difference of two
 large ones.
 
-`groups`, `ranking`: pure. `prefix`, `trials`: models on samples.
+`groups`, `ranking`: pure. `trials`: models on samples.
 """

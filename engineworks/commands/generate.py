@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -39,14 +40,12 @@ def generate(
     with TemporaryDirectory(prefix="engineworks-") as folder:
         generator = _champion(engine, settings, Path(folder)) if champion else _built(engine, settings)
         pieces = []
-        try:
+        with closing(generator):
             for piece in generator.stream(prompt, new):
                 pieces.append(piece)
                 if not as_json:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
-        finally:
-            generator.close()
     if as_json:
         terminal.print_json({"engine": engine, "prompt": prompt, "text": "".join(pieces)})
     else:

@@ -6,6 +6,7 @@ Runs the shapes of every profile as served, then the evaluation data.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +62,11 @@ def _load(job: StepJob) -> Session:
 
 def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> Served:
     plan = job.params["shapes"]
-    reference = ServedReference(job.inputs["reference"], job.inputs["lowered"])
-    try:
+    with closing(ServedReference(job.inputs["reference"], job.inputs["lowered"])) as reference:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
         precision = Sidecar.read(job.inputs["build"]).precision
         return ServedComparison(reference, rows, precision, device=device).follow(session, job.echo)
-    finally:
-        reference.close()
 
 
 def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> Accuracy:

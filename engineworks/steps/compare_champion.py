@@ -142,20 +142,22 @@ def come_to_rest() -> None:
 
 
 def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
-    """Load an engine with the kernels that serving gets after its first seconds. A round ends before lazy kernels
-    arrive, and general kernels are not what serving uses."""
     cache.mkdir(exist_ok=True)
-    serving = Serving.from_json(params["serving"])
-    if serving.kernels == "lazy":
-        serving = replace(serving, kernels="eager")
     try:
-        return load_engine(folder, params["target"], serving=serving, cache=cache)
+        return load_engine(folder, params["target"], serving=eager_serving(params), cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
     except TrustError as error:  # its bytes were altered: a champion cannot be loaded, a candidate must not be
         if side == "champion":
             raise ChampionError(error.message) from None
         raise
+
+
+def eager_serving(params: Mapping[str, Any]) -> Serving:
+    """Return how the plan serves the engine, with the kernels that it gets after its first seconds. A round ends before
+    lazy kernels arrive, and general kernels are not what serving uses."""
+    serving = Serving.from_json(params["serving"])
+    return replace(serving, kernels="eager") if serving.kernels == "lazy" else serving
 
 
 class LoadedEngine:

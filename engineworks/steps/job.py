@@ -39,18 +39,11 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with after_crashes(len(job.crashes)):
             importlib.import_module(_module(payload)).run(job)
-    except EngineworksError as error:
-        if is_full(job.out):
-            raise _no_space(job) from error
-        error.message = _without_store_paths(error.message, job)
-        raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise _no_space(job) from error
-        raise
     except Exception as error:  # vendor libraries report a full disk in their own ways
-        if is_full(job.out):
+        if is_full(job.out) or getattr(error, "errno", None) in FULL:
             raise _no_space(job) from error
+        if isinstance(error, EngineworksError):
+            error.message = _without_store_paths(error.message, job)
         raise
     if is_full(job.out):  # C++ that does not check its last write
         raise _no_space(job)

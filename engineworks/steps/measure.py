@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
     session = _load(job, engine, cache)
     load_ms = 1000 * (time.perf_counter() - start)
     device.take(LOADING)
-    try:
+    with closing(session):
         measured = NamedShapes(job, session, device).measure()
         report = {
             "load_ms": load_ms,
@@ -75,8 +76,6 @@ def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[s
             "notes": list(session.notes),
             "facts": dict(session.facts),
         }
-    finally:
-        session.close()
     load_complaints = device.complaints(LOADING)
     device.take(AFTER)
     return report | {"load_complaints": load_complaints, "device": device.to_json()}
@@ -222,9 +221,7 @@ def _timed(load: Load, feeds: dict[str, Array], cache: Path | None) -> dict[str,
     start = time.perf_counter()
     session = load(cache)
     loaded = time.perf_counter()
-    try:
+    with closing(session):
         session.run(feeds)
         ran = time.perf_counter()
-    finally:
-        session.close()
     return {"load_ms": 1000 * (loaded - start), "first_run_ms": 1000 * (ran - loaded)}

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _serve(
     """placed: whether the package is in the server's repository, to be loaded."""
     params = job.params
     session = load_engine(job.inputs["build"], params["target"], serving=Serving.from_json(params["serving"]))
-    try:
+    with closing(session):
         asked = questions(session, list(samples.batches(params["batches"])))
         smallest = max(1, min(params["batches"]))
         single = questions(session, [f for f, _ in zip(samples.batches([smallest]), range(SINGLE), strict=False)])
@@ -141,8 +142,6 @@ def _serve(
                 with tempfile.TemporaryDirectory(prefix="engineworks-cache-") as cache:
                     report["cold"] = cold_starts(client, model, single[0], client.config(model), cache)
         return report
-    finally:
-        session.close()
 
 
 def _loaded(job: StepJob, client: Client, model: str) -> dict[str, Any]:
@@ -238,10 +237,8 @@ def _measured(package: PackageSettings) -> bool:
 def _swaps(job: StepJob, process: StartedServer, repository: Path, model: str, samples: SampleFile) -> dict[str, Any]:
     """Exchange the model's folder for an equal one under traffic."""
     session = load_engine(job.inputs["build"], job.params["target"], serving=Serving.from_json(job.params["serving"]))
-    try:
+    with closing(session):
         asked = questions(session, [f for f, _ in zip(samples.batches(job.params["batches"]), range(8), strict=False)])
-    finally:
-        session.close()
     with tempfile.TemporaryDirectory(prefix="engineworks-version-") as folder:
         version = shutil.copytree(repository / model, Path(folder) / model)
         return swap_under_traffic(process, repository, model, [version], [asked], int(job.params["swaps"]))

@@ -56,22 +56,22 @@ class TaskComparison:
             return
         if self._settings["name"] == "python" or self._samples.slice_function:
             in_axes = batch_axes(self._samples.specs)
-            self._keep("inputs", {n: _rows_first(a, in_axes[n]) for n, a in inputs.items()})
+            self._rows["inputs"].append({n: _rows_first(a, in_axes[n]) for n, a in inputs.items()})
         if self._settings["name"] == "python":
-            self._keep("engine", {n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
-            self._keep("reference", {n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
+            self._rows["engine"].append({n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
+            self._rows["reference"].append({n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
             return
         got, wanted = (self._read(outputs) for outputs in (engine, reference))
         if self._metric is None:
-            self._keep("engine", {"cosine": row_cosines(got, wanted)})
-            self._keep("reference", {"cosine": row_cosines(wanted, wanted)})
+            self._rows["engine"].append({"cosine": row_cosines(got, wanted)})
+            self._rows["reference"].append({"cosine": row_cosines(wanted, wanted)})
             return
         if got.shape != wanted.shape:  # e.g. another number of detections: a verdict of its own, and no metric
             self._misfit, got = True, wanted
         labels = self._labels_of(self._done, wanted)
         self._done += len(wanted)
-        self._keep("engine", {"": self._metric.reduce(got, labels)})
-        self._keep("reference", {"": self._metric.reduce(wanted, labels)})
+        self._rows["engine"].append({"": self._metric.reduce(got, labels)})
+        self._rows["reference"].append({"": self._metric.reduce(wanted, labels)})
 
     def result(self) -> MetricValues | None:
         """Return both metrics and their ratio; None where the recipe names no metric.
@@ -177,9 +177,6 @@ class TaskComparison:
         """Whether there is a label for each token of rows that are padded by batch."""
         spans = self._settings is not None and self._settings["name"] == "span"
         return self._samples.ragged is not None and self._labels is not None and self._labels.ndim == 2 and not spans
-
-    def _keep(self, part: str, rows: Rows) -> None:
-        self._rows[part].append(rows)
 
     def _values(self, name: str, kind: MetricKind, engine: float, reference: float) -> MetricValues:
         assert self._settings is not None

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from engineworks.engines.engine_session import load_engine, runner_of
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
 from engineworks.recipe.samples import feeds_at, samples_from_json
-from engineworks.steps.compare_champion import come_to_rest
+from engineworks.steps.compare_champion import come_to_rest, eager_serving
 from engineworks.steps.decoder.measure import TimedShape
 from engineworks.steps.decoder.texts import read_texts
 from engineworks.tensors import spec_from_json
@@ -61,10 +61,7 @@ class TimedEngine:
     def follow(self, order: Mapping[str, Any]) -> dict[str, Any]:
         match order["do"]:
             case "load":
-                serving = Serving.from_json(self._params["serving"])
-                if serving.kernels == "lazy":  # a round ends before lazy kernels arrive
-                    serving = replace(serving, kernels="eager")
-                self._loaded = self._runs(serving, Path(self._cache.name))
+                self._loaded = self._runs(eager_serving(self._params), Path(self._cache.name))
             case "time":
                 assert self._loaded is not None
                 timed = self._loaded.time(order["shape"], order["runs"])

@@ -73,27 +73,24 @@ def sensitivity(
 
 
 def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quiet: bool) -> None:
+    from engineworks.commands.recipe_patch import print_difference
+
     if not quiet:
         terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
     for line in _messages(made, plot):
         terminal.echo(line)
-    if diff:
-        terminal.echo(f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):")
-        terminal.echo(diff.rstrip("\n"))
+    print_difference(diff, made.loaded.shown, written=written)
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
     """Return the change as a unified diff, '' if there is none to propose, and whether it was written."""
-    from engineworks.commands.recipe_patch import difference, replace_file, with_keep
+    from engineworks.commands.recipe_patch import patch_recipe, with_keep
 
-    if made.found.keep is None or not made.proven:
+    keep, shown = made.found.keep, made.loaded.shown
+    if keep is None or not made.proven:
         return "", False
-    with recipe.open(encoding="utf-8", newline="") as file:
-        before = file.read()
-    after = with_keep(before, made.found.keep, made.loaded.shown)
-    if write and after != before:
-        replace_file(recipe, after)
-    return difference(before, after, made.loaded.shown), write and after != before
+    diff = patch_recipe(recipe, lambda text: with_keep(text, keep, shown), shown, write=write)
+    return diff, write and bool(diff)
 
 
 def _rows(report: SensitivityReport) -> Iterator[tuple[str, ...]]:

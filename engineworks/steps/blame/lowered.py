@@ -8,8 +8,11 @@ four, … of them, until the error of its outputs has fallen: those are to blame
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,8 +127,7 @@ class _Study:
         moved = {name: change for name, (_, _, change) in alone.items() if change is not None}
         none = {_change(n): np.zeros((1,) * change.ndim, change.dtype) for n, change in moved.items()}
         save_model(_with_changes(self.folded, moved), self._file)
-        session = backend.load_as_written(self._file)
-        try:
+        with closing(backend.load_as_written(self._file)) as session:
             for name, (_, error, change) in alone.items():
                 if change is None:
                     yield min(error, WORST)
@@ -133,8 +135,6 @@ class _Study:
                 feeds = {n: self.wanted[n] for n in self.folded.inputs}
                 got = session.run({**feeds, **none, _change(name): change})
                 yield self._error(got)
-        finally:
-            session.close()
 
     def _error(self, got: Values) -> float:
         """The largest error of an output."""
@@ -150,23 +150,18 @@ class _Study:
         wrong = [piece for piece in pieces if piece.error > 0]
         if not wrong or full_error <= target:
             return [], full_error
+        left = cache(lambda count: self.error_with(wrong[:count]))
         too_few, enough = 0, 1
-        while (left := self.error_with(wrong[:enough])) > target:
+        while left(enough) > target:
             if enough == len(wrong):
-                return [], left
+                return [], left(enough)
             too_few, enough = enough, min(2 * enough, len(wrong))
-        best = left
-        while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            if (left := self.error_with(wrong[:middle])) <= target:
-                enough, best = middle, left
-            else:
-                too_few = middle
-        chosen = wrong[:enough]
+        enough = bisect_left(range(enough), True, too_few + 1, key=lambda count: left(count) <= target)
+        chosen, best = wrong[:enough], left(enough)
         for piece in reversed(wrong[: enough - 1] if enough <= LEFT_OUT else ()):
             less = [p for p in chosen if p != piece]
-            if (left := self.error_with(less)) <= target:
-                chosen, best = less, left
+            if (error := self.error_with(less)) <= target:
+                chosen, best = less, error
         return chosen, best
 
     def error_with(self, repaired: Collection[Piece]) -> float:
@@ -179,11 +174,8 @@ class _Study:
 
     def _run(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
         save_model(model, self._file)
-        session = backend.load_as_written(self._file)
-        try:
+        with closing(backend.load_as_written(self._file)) as session:
             return session.run({spec.name: feeds[spec.name] for spec in session.inputs})
-        finally:
-            session.close()
 
     def record(self, piece: Piece) -> dict[str, Any]:
         nodes = [self.lowered.nodes[i] for i in sorted(piece.nodes)]

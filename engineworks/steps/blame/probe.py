@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -197,14 +198,12 @@ def shape_range(run: Sequence[int], best: Sequence[int]) -> InputRange:
 def _compare(session: Any, feeds: Arrays, payload: Mapping[str, Any]) -> dict[str, float]:
     wanted = read_arrays(Path(payload["wanted"]))
     errors: dict[str, float] = dict.fromkeys(wanted, 0.0)
-    try:
+    with closing(session):
         for turn in range(RUNS):
             for name, array in session.run(feeds).items():
                 errors[name] = max(errors[name], row_error_of(array, wanted[name]))
             if turn == 0 and payload["target"]["compute_capability"]:
                 session.time_runs(feeds, WARM_RUNS)
-    finally:
-        session.close()
     return {name: min(error, WORST) for name, error in errors.items()}
 
 

@@ -11,6 +11,7 @@ another shape, tells which lengths of which tensors those are.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,13 +144,7 @@ def _first_iteration(shortened_search: Callable[[int], _Search], most: int) -> i
     too_few, enough = 1, 2
     while enough < most and not shortened_search(enough).starts():
         too_few, enough = enough, min(enough * 2, most)
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if shortened_search(middle).starts():
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+    return bisect_left(range(enough), True, too_few + 1, key=lambda count: shortened_search(count).starts())
 
 
 @dataclass
@@ -277,13 +272,8 @@ class _Search:
                 return None
             else:
                 too_few, size = size, (size * 2 if size < 8 else len(order))
-        while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            if self._try(order[:middle], bad):
-                enough = middle
-            else:
-                too_few = middle
-        return list(order[:enough])
+        fewest = bisect_left(range(enough), True, too_few + 1, key=lambda count: self._try(order[:count], bad))
+        return list(order[:fewest])
 
     def _try(self, units: Sequence[Nodes], bad: list[str]) -> bool:
         nodes = frozenset(i for unit in units for i in unit)

@@ -7,6 +7,7 @@ tensor, a correct engine may differ from the reference as much.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,8 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(model: Path, graph: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """graph: of the same file's weights, which stay there."""
-    session = backend.load_as_written(model, graph=graph.SerializeToString())
-    try:
+    with closing(backend.load_as_written(model, graph=graph.SerializeToString())) as session:
         return session.run({spec.name: feeds[spec.name] for spec in session.inputs})
-    finally:
-        session.close()
 
 
 def allowed(names: Mapping[str, float], precision: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +31,13 @@ def run(job: StepJob) -> None:
         decoder = engine.sidecar.decoder
         assert decoder is not None  # the plan chose this step for a decoder
         first, *others = _session_sizes(decoder.parts, job.params["decoder"]["streams"])
-        session = _open(job, engine, first)
-        try:
+        with closing(_open(job, engine, first)) as session:
             comparison, metric, usual_error = _texts(session, texts, reference)
             prompts = _prompts(session, texts.prompts, reference, usual_error, job)
             found = [_situations(session, texts, reference, comparison)]
-        finally:
-            session.close()
         for streams in others:
-            session = _open(job, engine, streams)
-            try:
+            with closing(_open(job, engine, streams)) as session:
                 found.append(_situations(session, texts, reference, comparison))
-            finally:
-                session.close()
     lowered = LoweredDecoder.read(job.inputs["lowered"])
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     outputs = {decoder.interface.logits: comparison.result()}

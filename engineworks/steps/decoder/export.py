@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,14 +113,11 @@ def export_error(model: Path, interface: DecoderInterface, expected: NDArray[np.
     """Return the largest difference of the model's logits for `proof_tokens`, relative to the expected ones' deviation:
     two prompts at once, then step by step, the second stream one position behind the first."""
     got, at = np.full_like(expected, np.nan), [0, 0]
-    session = open_onnx_decoder(model, interface, len(at), {"spinning": False, "threads": 1})
-    try:
+    with closing(open_onnx_decoder(model, interface, len(at), {"spinning": False, "threads": 1})) as session:
         for new in _calls(proof_tokens(interface.vocabulary, interface.context)):
             for row, logits in session.step(new).items():
                 got[row, at[row] : at[row] + len(logits)] = logits
                 at[row] += len(logits)
-    finally:
-        session.close()
     return float(np.abs(got - expected).max() / max(float(expected.std()), 1e-12))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,11 +74,8 @@ def difference_of(lowered: SourceModel, fused: SourceModel, computes: str) -> st
 
 
 def _logits(model: SourceModel) -> list[Logits]:
-    session = open_onnx_decoder(model.path, model.interface, len(PROMPTS), {"spinning": False})
-    try:
+    with closing(open_onnx_decoder(model.path, model.interface, len(PROMPTS), {"spinning": False})) as session:
         return [logits for tokens in _calls(model.interface) for logits in session.step(tokens).values()]
-    finally:
-        session.close()
 
 
 def _calls(interface: DecoderInterface) -> Iterator[dict[int, Tokens]]:

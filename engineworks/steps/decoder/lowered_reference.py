@@ -10,6 +10,7 @@ So the noisy run is ONNX Runtime's own with int8 activations.
 from __future__ import annotations
 
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,5 @@ def _moved(model: Path, interface: DecoderInterface, feeds: Feeds, *, int8_activ
 
 def _logits(session: Session, interface: DecoderInterface, feeds: Feeds) -> NDArray[Any]:
     """Return the logits of all rows, [rows · sequence, vocabulary], and close the session."""
-    try:
+    with closing(session):
         return session.run(feeds)[interface.logits].reshape(-1, interface.vocabulary)
-    finally:
-        session.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ def example_feeds(model: Path, interface: DecoderInterface, rows: Sequence[NDArr
     count = prompt[interface.ids].shape[1]
     outputs = graph_outputs(load_model(model, weights=False))
     session = backend.load_as_written(model)  # its weights stay in the file: an optimized session copies them
-    try:
+    with closing(session):
         made = dict(session.run(prompt))
-    finally:
-        session.close()
     check_shapes(interface.ties, outputs, made, 0, count)
     ids = np.stack([row[count : count + 1] for row in rows])
     return [prompt, step_feeds(interface, prompt, made, ids)]

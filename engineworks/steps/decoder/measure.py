@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import RunTimes, Serving
-from engineworks.engines.decoder.base import PromptRunner
+from engineworks.engines.decoder.base import DecoderSession, PromptRunner
 from engineworks.engines.decoder.open import one_by_one, open_decoder
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, verified_engine
@@ -46,7 +48,6 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     for module in backend(target["backend"]).IMPORTS:
         importlib.import_module(module)
     device, long = Device(runner), read_texts(job.path("evaluation")).long
-    serving = Serving.from_json(job.params["serving"])
     cache = job.path("cache") if "cache" in job.unkeyed else None
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
@@ -54,16 +55,14 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
         device.take(LOADING)
         start = time.perf_counter()
         try:
-            session = open_decoder(engine, target, asked["dims"]["streams"], serving=serving, cache=cache)
+            session = _open(job, engine, asked["dims"]["streams"], cache)
         except RunError as error:  # such as a GPU that has no room for so many streams
             error.message = f"{name}: {error.message}"
             raise
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
-        try:
+        with closing(session):
             shapes[name] = measure_shape(session, asked, long, device, name)
             notes += session.notes
-        finally:
-            session.close()
         notes += _together_or_not(job, engine, name, asked["dims"], long, shapes[name]["latency_ms_p50"])
         shapes[name] |= _cache_measurements(session.interface, shapes[name], device.meter.total_mib())
         job.echo(
@@ -82,6 +81,11 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _open(job: StepJob, engine: VerifiedEngine, streams: int, cache: Path | None = None) -> DecoderSession:
+    serving = Serving.from_json(job.params["serving"])
+    return open_decoder(engine, job.params["target"], streams, serving=serving, cache=cache)
+
+
 def _together_or_not(
     job: StepJob, engine: VerifiedEngine, name: str, at: Mapping[str, int], long: Tokens, together_ms: float
 ) -> list[str]:
@@ -90,13 +94,8 @@ def _together_or_not(
     single = one_by_one(engine)
     if single is None or at["streams"] == 1:
         return []
-    session = open_decoder(
-        single, job.params["target"], at["streams"], serving=Serving.from_json(job.params["serving"])
-    )
-    try:
+    with closing(_open(job, single, at["streams"])) as session:
         alone_ms = median(TimedShape(session, at, long).steps(STEPS_ALONE).host_ms[STEPS_ALONE // 2 :])
-    finally:
-        session.close()
     how = "" if together_ms < alone_ms else ": the parts for several streams gain nothing on this device"
     return [f"{name}: a step takes {together_ms:.3g} ms together, {alone_ms:.3g} ms one stream at a time{how}"]
 
@@ -108,15 +107,11 @@ def _point(
     dims = point["dims"]
     name = f"{dims['streams']} × {dims['prompt']} tokens"
     try:
-        session = open_decoder(
-            engine, job.params["target"], dims["streams"], serving=Serving.from_json(job.params["serving"])
-        )
+        session = _open(job, engine, dims["streams"])
     except RunError as error:
         return {**point, "error": error.message}
-    try:
+    with closing(session):
         found = measure_shape(session, point, long, device, name, steps=BRIEF)
-    finally:
-        session.close()
     job.echo(f"{name}: first token {found['first_token_ms']:.2f} ms, {found['tokens_per_s']:.1f} tokens/s in all")
     return found
 

@@ -4,6 +4,7 @@ engine's, and its logits after the evaluation texts beside the fp32 reference's.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,9 @@ def run(job: StepJob) -> None:
         start = time.perf_counter()
         decoder = chosen.load_decoder(model, asked["dims"]["streams"])
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
-        try:
+        with closing(decoder):
             shapes[name] = measure_shape(decoder, asked, texts.long, device, name)
             notes += decoder.notes
-        finally:
-            decoder.close()
     comparison = _compared(chosen, model, job)
     device.take(AFTER)
     report = {
@@ -55,14 +54,12 @@ def _compared(chosen: GeneratingPeer, model: PeerModel, job: StepJob) -> OutputC
     """Compare the logits after each of the first texts with the reference's."""
     texts, reference = read_texts(job.path("evaluation")).texts, Reference(job.inputs["reference"])
     comparison, decoder = OutputComparison(0), chosen.load_decoder(model, 1)
-    try:
+    with closing(decoder):
         for index, text in enumerate(texts[:KEPT_TEXTS]):
             kept = reference.logits(index)
             if kept is not None:
                 decoder.reset()
                 comparison.add(decoder.last_logits({0: text})[0][None], kept[-1:])
-    finally:
-        decoder.close()
     return comparison
 
 

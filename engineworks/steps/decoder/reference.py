@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,13 +92,14 @@ class Reference:
     def logits(self, text: int) -> NDArray[np.float32] | None:
         """Return logits [kept, vocabulary] at `kept_positions`; None for a text of which none are kept."""
         name = f"text{text}/logits"
-        value: Any = self._archive.read(name) if name in self._archive.names else None
-        return value  # type: ignore[no-any-return]
+        return self._floats(name) if name in self._archive.names else None
 
     def end(self) -> NDArray[np.float32]:
         """Return the logits of the last KEPT_AT_END positions of the text that fills the context."""
-        value: Any = self._archive.read("long/logits")
-        return value  # type: ignore[no-any-return]
+        return self._floats("long/logits")
+
+    def _floats(self, name: str) -> NDArray[np.float32]:
+        return cast("NDArray[np.float32]", self._archive.read(name))
 
     def continuation(self, prompt: int) -> Continuation:
         read: Any = self._archive.read

@@ -56,6 +56,9 @@ class Situations:
     def _alone(self, stream: int, text: Tokens, prompt: int) -> Logits:
         """Return logits [len(text), vocabulary]: the prompt at once, then token by token."""
         self._session.reset()
+        return self._stepwise(stream, text, prompt)
+
+    def _stepwise(self, stream: int, text: Tokens, prompt: int) -> Logits:
         parts = [self._session.step({stream: text[:prompt]})[stream]]
         parts += [self._session.step({stream: text[i : i + 1]})[stream] for i in range(prompt, len(text))]
         return np.concatenate(parts)
@@ -124,10 +127,7 @@ class Situations:
             self._session.reset()
             self._session.step({0: self._long[: 2 * len(text)]})
             self._session.reset([0])
-            prompt = self._prompts[index]
-            parts = [self._session.step({0: text[:prompt]})[0]]
-            parts += [self._session.step({0: text[i : i + 1]})[0] for i in range(prompt, len(text))]
-            found.append((index, np.concatenate(parts), self._plain[index]))
+            found.append((index, self._stepwise(0, text, self._prompts[index]), self._plain[index]))
         return self._worst(found)
 
     def _leak(self) -> Exact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -98,15 +99,10 @@ def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bo
     """
     if holds([]):
         return []
-    low, high = 0, len(ranked) - 1
-    if high < 1 or not holds(ranked[:high]):
+    most = len(ranked) - 1
+    if most < 1 or not holds(ranked[:most]):
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(ranked[:middle]):
-            high = middle
-        else:
-            low = middle
+    high = bisect_left(range(most), True, 1, key=lambda count: holds(ranked[:count]))
     kept = list(ranked[:high])
     for group in reversed(ranked[: high - 1]):  # the last of the list is needed: without it the limits did not hold
         fewer = [other for other in kept if other is not group]

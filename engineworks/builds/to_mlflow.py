@@ -11,7 +11,7 @@ from typing import Any
 from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
-from engineworks.host.git.state import commit_of
+from engineworks.host.git import commit_of
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan
 from engineworks.tracking import records

@@ -65,7 +65,7 @@ def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str
     from engineworks.builds.progress import listener
     from engineworks.host.child import default_pool
     from engineworks.recipe.load import refuse_decoders
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     refuse_decoders([plan.loaded for plan in plans if any(e.id in engines for e in plan.engines)], "blame")
     planned = {engine.id: (plan, engine) for plan in plans for engine in plan.engines}

@@ -71,7 +71,7 @@ def _champion(name: str, settings: Settings, into: Path) -> Generator:
 
     Raises `InputError` where there is none, `TrustError`.
     """
-    from engineworks.engines.decoder.loading import open_shipped_decoder
+    from engineworks.engines.decoder.generation import open_shipped_decoder
     from engineworks.engines.signing import read_trust
     from engineworks.errors import InputError
     from engineworks.tracking.aliases import slot_of

@@ -1,4 +1,4 @@
-"""The stored engine of a build artifact → a session, from the very bytes that were verified."""
+"""The engine of a build artifact, or a shipped one → a session, from the very bytes that were verified."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends import runner
+from engineworks.engines.backends import backend_facts, runner
 from engineworks.engines.backends.base import Runner, Serving, Session
+from engineworks.engines.passport import Passport
 from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
 
@@ -48,3 +49,24 @@ def load_verified(
     known = [replace(s, dtype=model_types.get(s.name, s.dtype)) for s in (*sidecar.inputs, *sidecar.outputs)]
     with named(engine.path, engine.source):
         return run.load(engine.path, target["options"], serving=serving, cache=cache, known=known)
+
+
+def open_engine(folder: Path, passport: Passport) -> Session:
+    """Load the engine in the folder from bytes that are those of its passport, which must have been checked.
+
+    Raises `TrustError`, or `RunError` where this host cannot run it.
+    """
+    check_host(passport)
+    with verified_engine(folder, passport) as engine:
+        return load_verified(engine, passport.body["engine"]["target"], serving=passport.serving)
+
+
+def check_host(passport: Passport) -> None:
+    """Raises `RunError` where this host cannot run engines of the passport's target."""
+    target = passport.target
+    why = backend_facts(target.backend).why_not_run(target.compute_capability)
+    if why is not None:
+        raise RunError(
+            f"{passport.id} cannot be run here: {why}",
+            hint=f"load it on a host of target '{target.name}', or load another engine of this model",
+        )

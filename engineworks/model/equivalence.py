@@ -16,7 +16,7 @@ import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
 from engineworks.host.lazy import Array, Arrays, NDArray, ort
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 from engineworks.tensors import TensorSpec
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}

@@ -15,10 +15,9 @@ from typing import Any, Literal
 from engineworks.engines.backends import backend, backend_facts, runner
 from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_files import SIDECAR_FILE, check_files, inside
-from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
 from engineworks.engines.signing import Signer, Trust, read_trust
-from engineworks.engines.statements import Statements, check_statement, read_statements_file
+from engineworks.engines.statements import Statements, check_statement, read_known_statements, read_statements_file
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError

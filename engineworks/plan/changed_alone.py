@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ModelError, RecipeError
-from engineworks.host.git.revision import RevisionTree
+from engineworks.host.git import RevisionTree
 from engineworks.model.export.outline import read_outline
 from engineworks.model.export.source_code import source_closure
 from engineworks.plan.differences import changes

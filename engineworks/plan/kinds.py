@@ -80,7 +80,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
-        8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        9, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime", typed=(CalibrationReport,),
     ),
     "reference": StepKind(
@@ -91,7 +91,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        4, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(6, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
         optimizer="target",

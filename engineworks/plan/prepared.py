@@ -15,7 +15,7 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.settings import read_settings
 from engineworks.store.artifact import Artifact
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 

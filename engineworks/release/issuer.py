@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engineworks.engines.known_statements import KnownStatements, read_known_statements
 from engineworks.engines.signing import SIGNING_KEY, TRUSTED_KEYS, Signer, Trust, read_signer, read_trust
-from engineworks.engines.statements import Statement, Statements
+from engineworks.engines.statements import KnownStatements, Statement, Statements, read_known_statements
 from engineworks.errors import InputError, TrustError
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.registry import Issue

@@ -199,7 +199,7 @@ def _last_seconds(settings: Settings) -> Expected:
     """Return a function that reads how long the newest artifact of the same step took."""
     from engineworks.fingerprint import digest_of
     from engineworks.store.artifact import read_manifest
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     store = open_store(settings)
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from engineworks.errors import RunError
 from engineworks.host.child.start import descendants
 from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, Server
+from engineworks.package.package import CONTAINER
 from engineworks.serving import guard
+from engineworks.serving.client import Client
 from engineworks.serving.triton_log import last_error
 
 READY_S, STOP_S = 60.0, 15.0
@@ -233,3 +235,17 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def available_backends(server: Server | None) -> tuple[str, ...]:
+    """Return the server's backends that a package can use; those of NVIDIA's container without a server.
+
+    A running server is asked. Raises `RunError` where it does not answer.
+    """
+    if server is None:
+        return CONTAINER
+    if isinstance(server, InstalledServer):
+        return server.available
+    with Client(server.grpc, "grpc") as client:
+        client.require_loading()
+        return tuple(name for name in CONTAINER if client.has_backend(name))

@@ -31,14 +31,12 @@ from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.answers import Question, ask, ask_at_once, questions, refusals, spread
 from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
-from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.metrics import watching
 from engineworks.serving.others import OtherWork
-from engineworks.serving.server import Addresses, StartedServer, addresses_of, started
-from engineworks.serving.soak import reload_model, swap_under_traffic
+from engineworks.serving.server import Addresses, StartedServer, addresses_of, available_backends, started
+from engineworks.serving.soak import cold_starts, reload_model, swap_under_traffic
 from engineworks.steps.job import StepJob
 from engineworks.steps.reference import read_reference
 from engineworks.steps.task_metric import TaskComparison

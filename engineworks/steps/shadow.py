@@ -28,11 +28,10 @@ from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.beside import Arrays, Beside, ServedModel, some_of
-from engineworks.serving.choose import available_backends
 from engineworks.serving.client import Client
 from engineworks.serving.others import OtherWork
 from engineworks.serving.recorded import read_requests
-from engineworks.serving.server import StartedServer, started
+from engineworks.serving.server import StartedServer, available_backends, started
 from engineworks.steps.compare_champion import compare_engines
 from engineworks.steps.job import StepJob
 from engineworks.steps.task_metric import TaskComparison

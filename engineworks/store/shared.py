@@ -9,12 +9,14 @@ one message; its artifacts stay here and are uploaded at their next use:
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StoreError
+from engineworks.settings import Settings
 from engineworks.store.artifact import Artifact, read_manifest
 from engineworks.store.remote import RemoteStore
 from engineworks.store.store import FETCH, SETTLE, Store
@@ -155,3 +157,14 @@ class SharedStore(Store):
 
     def _pending(self, key: str) -> Path:
         return self.root / "pending" / key
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
+
+    Raises `StoreError` for a URL that fsspec does not know.
+    """
+    if "://" not in settings.store:
+        return Store(Path(os.path.realpath(Path(settings.store).expanduser())))
+    remote = RemoteStore(settings.store)
+    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE, refuse_strangers
-from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, read_passport, refuse_verdict
 from engineworks.engines.signing import Trust
 from engineworks.engines.statements import (
@@ -17,6 +16,7 @@ from engineworks.engines.statements import (
     agree,
     check_order,
     check_statement,
+    read_known_statements,
     read_statements,
 )
 from engineworks.engines.strict_json import parse_document, read_bytes

@@ -21,7 +21,7 @@ from engineworks.engines.backends.base import BuildRequest
 from engineworks.engines.capabilities import CAPABILITIES, why_not
 from engineworks.errors import BuildError, TargetError, TimeLimitError, UnsupportedError
 from engineworks.host.child import run_in_child
-from engineworks.model.fold.node_uses import node_uses
+from engineworks.model.fold.inventory import node_uses
 from engineworks.model.lower.half.convert import to_half
 from engineworks.tensors import InputRange, Profile, TensorSpec
 

@@ -619,7 +619,7 @@ def test_holes_in_the_heap_are_given_back() -> None:
     """Freed tensors of 3 MiB with blocks of 1 MiB between them: 120 MiB of holes."""
     script = """
 import numpy as np
-from engineworks.model.calibrate.heap import settle_heap, trim_heap
+from engineworks.host.memory import settle_heap, trim_heap
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024

@@ -17,12 +17,11 @@ from release_keys import trust_mine
 
 import engineworks
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.engines.known_statements import KnownStatements
 from engineworks.engines.signing import Signer, Trust, read_signer
-from engineworks.engines.statements import Statement
+from engineworks.engines.statements import KnownStatements, Statement
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.host.file_digests import digest_file
-from engineworks.model.runtime.ort_forms import FORMS, sign
+from engineworks.model.ort import FORMS, sign
 from engineworks.package.package import write_package
 from engineworks.package.triton_engines import open_packaged
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build, roll_back

@@ -18,7 +18,7 @@ from engineworks.commands.init.draft import Range
 from engineworks.commands.init.guesses import Candidates
 from engineworks.commands.init.values import feeds
 from engineworks.host.lazy import np, ort
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 

@@ -18,7 +18,7 @@ from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes
 from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
 from engineworks.recipe.samples import EVERY_SAMPLE
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.runs import open_tracking
 

@@ -28,7 +28,7 @@ from engineworks.recipe.recipe import CALIBRATED, Limits
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings
 from engineworks.store.leases import Lease
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 

@@ -15,7 +15,7 @@ from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
 from engineworks.host.lazy import Array, ort
 from engineworks.model.onnx_files import load_model
-from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.ort import ort_errors, plain
 
 WARM_UP = 3
 """Runs before those that count; the profile of a session begins with its first run."""

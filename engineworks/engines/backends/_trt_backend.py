@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends import _trt
 from engineworks.engines.backends._trt_host import why_not_run_here
 from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
-from engineworks.host.gpu import first_gpu
-from engineworks.host.nvml import GpuWatch
+from engineworks.engines.capabilities import why_not_target
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,22 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrtBackend:
-    """`Builder` and `Runner` (see `base`) for one vendor module, and a backend's `versions` and `hardware`."""
+    """`Builder` and `Runner` (see `base`) for one vendor module."""
 
     vendor: _trt.Vendor
-
-    def versions(self) -> Mapping[str, str]:
-        """Return the installed distribution and its version; empty where there is none."""
-        return self.vendor.versions()
-
-    def hardware(self) -> Mapping[str, str]:
-        """Return the GPU, its driver and CUDA; empty on a host without a GPU."""
-        gpu = first_gpu()
-        return gpu.to_json() if gpu else {}
 
     def build(self, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
         """Write one engine for `request.compute_capabilities`. Raises `BuildError`, `TargetError`."""
         return _trt.build(self.vendor, request, log)
+
+    def why_not_build(self, compute_capabilities: Sequence[str]) -> str | None:
+        """Return why this host cannot build: the vendor's library is missing, or cannot for these GPUs."""
+        installed = next(iter(self.vendor.versions().values()), None)
+        if installed is None:
+            return f"{self.vendor.title} is not installed; pip install {self.vendor.distributions[0]}"
+        return why_not_target(self.vendor.name, installed, compute_capabilities)
 
     def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
         """Return why this host's GPU cannot run engines of such a target, None if it can."""
@@ -86,6 +83,3 @@ class TrtBackend:
         from engineworks.engines.backends import _cuda
 
         return _cuda.DeviceMemory()
-
-    def device_watch(self) -> GpuWatch:
-        return GpuWatch()

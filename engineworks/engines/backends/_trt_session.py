@@ -41,24 +41,16 @@ class TrtSession:
         self._engine: Any = engine
         self._tensors = engine_tensors(trt, engine, known)
         self._profiles = engine_profiles(engine, self._tensors)
-        self._outputs = tuple(t.spec for t in self._tensors if not t.is_input)
+        self.outputs = tuple(t.spec for t in self._tensors if not t.is_input)
         specs = {t.name: t.spec for t in self._tensors if t.is_input}
-        self._names = given_names(specs, [spec.name for spec in self._outputs])
-        self._inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
+        self._names = given_names(specs, [spec.name for spec in self.outputs])
+        self.inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
         declared = {spec.name: spec.dtype for spec in known}
-        self._wider = [spec for spec in self._inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
+        self._wider = [spec for spec in self.inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
         self._converted: dict[str, None] = {}
         self._lane: Lane | None = self._new_lane()
         self._free = weakref.finalize(self, self._lane.close)  # CUDA's memory has no owner but its lane
         self._free.atexit = False  # CUDA may be gone by then, and the process takes all with it
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -74,11 +66,7 @@ class TrtSession:
         """Run once. feeds: one array per input, in the engine's or the model's wider dtype. Returns all outputs by
         name, in the engine's dtypes. Raises `RunError`."""
         with self._at_work() as lane:
-            lane.place(self._arrays(feeds))
-            lane.copy_in()
-            lane.launch()
-            lane.copy_out()
-            lane.wait()
+            lane.run(self._arrays(feeds))
             return lane.fetch()
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
@@ -86,11 +74,7 @@ class TrtSession:
         events. Copies use page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
-            lane.place(self._arrays(feeds))
-            lane.copy_in()
-            lane.launch()
-            lane.copy_out()
-            lane.wait()
+            lane.run(self._arrays(feeds))
             run = lane.timed_run(copies=copies)
             for i in range(runs):
                 host[i], device[i] = run()
@@ -103,11 +87,10 @@ class TrtSession:
         with self._at_work() as lane:
             lane.place(self._arrays(feeds))
             lane.copy_in()
-            launch = lane.plain_run()
-            spent = _trt_layers.time_by_profiler(self._trt, lane.context, launch, runs)
+            spent = _trt_layers.time_by_profiler(self._trt, lane.context, lane.plain_run, runs)
             if spent:
                 return "the runtime's profiler", _trt_layers.layers_of(self._trt, self._engine, spent)
-            return "kernels traced by CUPTI", _trt_layers.time_by_kernels(launch, runs)
+            return "kernels traced by CUPTI", _trt_layers.time_by_kernels(lane.plain_run, runs)
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
         """Return runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread.
@@ -148,7 +131,7 @@ class TrtSession:
             for name, given in feeds.items()
             if own[name] is not given
         }
-        return {self._names[name]: array for name, array in checked_feeds(self._inputs, own).items()}
+        return {self._names[name]: array for name, array in checked_feeds(self.inputs, own).items()}
 
     def _new_lane(self) -> Lane:
         return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)

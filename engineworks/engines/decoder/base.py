@@ -85,6 +85,14 @@ class Streams:
     def lengths(self) -> Sequence[int]:
         return tuple(self._lengths)
 
+    def use_graphs(self, wanted: bool) -> bool:
+        del wanted
+        return False
+
+    def reset(self, streams: Sequence[int] | None = None) -> None:
+        for stream in range(self.streams) if streams is None else streams:
+            self._lengths[stream] = 0
+
 
 class PromptRunner(Protocol):
     """What is timed of a decoder, an engine or a peer: prompts of all streams at once, all of one length, and steps."""

@@ -1,11 +1,14 @@
-"""The stored engine of a decoder → a session, from the very bytes that were verified."""
+"""The stored engine of a decoder → a session, from the very bytes that were verified; and its first tokens: a crash or
+an error there is the build's, not a later step's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends import onnxruntime as cpu
@@ -14,9 +17,9 @@ from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
-from engineworks.host.huge_pages import use_huge_pages
+from engineworks.host.memory import use_huge_pages
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.runtime.ort_errors import ort_errors, what_failed
+from engineworks.model.ort import ort_errors, what_failed
 
 
 def open_decoder(
@@ -60,3 +63,17 @@ def one_by_one(engine: VerifiedEngine) -> VerifiedEngine | None:
     decoder = engine.sidecar.decoder
     single = replace(decoder, parts=tuple(part for part in decoder.parts if part.batch == 1)) if decoder else None
     return None if single == decoder else replace(engine, sidecar=replace(engine.sidecar, decoder=single))
+
+
+def generate_once(
+    engine: Path, interface: DecoderInterface, options: Mapping[str, object], streams: Sequence[int]
+) -> None:
+    """Run a prompt of two tokens and one step in the largest number of streams. Raises `RunError`."""
+    session = open_onnx_decoder(engine, interface, max(streams), options)
+    try:
+        prompt = np.zeros(min(2, interface.context), np.int64)
+        session.step(dict.fromkeys(range(session.streams), prompt))
+        if interface.context > len(prompt):
+            session.next_step(np.zeros(session.streams, np.int64))
+    finally:
+        session.close()

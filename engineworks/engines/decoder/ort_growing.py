@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.ort import ort_errors, plain
 
 Caches = dict[str, NDArray[Any]]
 
@@ -34,9 +34,7 @@ class OrtGrowingDecoder(Streams):
         }
         self._groups: dict[tuple[int, ...], Caches] = {}
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ("its cache grows by concatenation: streams of different lengths run one after the other",)
+    notes = ("its cache grows by concatenation: streams of different lengths run one after the other",)
 
     def step(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
         check_tokens(self._interface, self._lengths, tokens)
@@ -56,13 +54,6 @@ class OrtGrowingDecoder(Streams):
 
     def next_step(self, tokens: Tokens) -> None:
         self.step({stream: tokens[stream : stream + 1] for stream in range(self.streams)})
-
-    def use_graphs(self, wanted: bool) -> bool:
-        return False
-
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        for stream in range(self.streams) if streams is None else streams:
-            self._lengths[stream] = 0
 
     def close(self) -> None:
         self._session, self._groups = None, {}

@@ -3,7 +3,7 @@ the same memory, so that no step copies it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens, runs_of
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.ort import ort_errors, plain
 
 MOST_LOGITS_BYTES = 64 << 20
 """Memory for logits of a prompt, of which only the last are asked for. A graph gives all: 8 streams of 512 tokens of a
@@ -45,9 +45,7 @@ class OrtInPlaceDecoder(Streams):
         self._logits_type = _dtype(logits.type)
         self._bound: dict[tuple[int, int], _Bound] = {}
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
+    notes = ()
 
     def step(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
         return self._step(tokens, last=False)
@@ -107,13 +105,6 @@ class OrtInPlaceDecoder(Streams):
         bound.at[:] = self._lengths
         self._run(bound)
         self._lengths = [length + 1 for length in self._lengths]
-
-    def use_graphs(self, wanted: bool) -> bool:
-        return False
-
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        for stream in range(self.streams) if streams is None else streams:
-            self._lengths[stream] = 0
 
     def close(self) -> None:
         self._session, self._bound, self._caches = None, {}, {}

@@ -1,13 +1,17 @@
-"""A loaded PyTorch module, called directly without gradients. Timed runs have their inputs on the device."""
+"""A loaded PyTorch module, called directly without gradients, and transformers' own decoder. Timed runs have their
+inputs on the device."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
+from engineworks.engines.decoder.base import Logits, Tokens
 from engineworks.engines.peers._peer_session import PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
 from engineworks.host.lazy import Array
@@ -16,6 +20,7 @@ from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
 
 Result = TypeVar("Result")
 
@@ -119,3 +124,36 @@ def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:
         torch.cuda.synchronize()
         host.append((clock() - start) / 1e6)
     return RunTimes(tuple(host), tuple(b.elapsed_time(e) for b, e in zip(begins, ends, strict=True)))
+
+
+class TorchDecoder:
+    """Satisfies `base.PromptRunner` by the cache that transformers makes for itself. model: its module, on its
+    device."""
+
+    notes = ()
+
+    def __init__(self, model: Any, device: str) -> None:
+        self._model, self._device, self._cache = model, device, None
+
+    def reset(self, streams: Sequence[int] | None = None) -> None:
+        del streams
+        self._cache = None
+
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        logits = self._run(np.stack(list(tokens.values()))).float().cpu().numpy()
+        return dict(zip(tokens, logits, strict=True))
+
+    def next_step(self, tokens: Tokens) -> None:
+        self._run(tokens[:, None]).argmax(-1).cpu()
+
+    def _run(self, ids: Tokens) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            given = torch.from_numpy(np.ascontiguousarray(ids)).to(self._device)
+            made = self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = made.past_key_values
+        return made.logits[:, -1]
+
+    def close(self) -> None:
+        self._model = self._cache = None

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
+from engineworks.engines.backends.base import MemoryMeter
 from engineworks.engines.peers._stderr import kept_stderr
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
-from engineworks.host import cpu
+from engineworks.host import cpu, gpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options, ort_errors, plain
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
@@ -65,8 +64,7 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return GPU, driver and processor: the processor launches every kernel."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:
@@ -78,15 +76,14 @@ def open_library() -> None:
         preload()
 
 
+device_watch = GpuWatch
+
+
 def memory_meter() -> MemoryMeter:
     """Return the meter of GPU engines: neither's figure includes the CUDA context."""
     from engineworks.engines.backends._cuda import DeviceMemory
 
     return DeviceMemory()
-
-
-def device_watch() -> DeviceWatch:
-    return GpuWatch()
 
 
 def load(model: PeerModel) -> OrtCudaSession:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers.base import Origin, PeerModel
 from engineworks.errors import RunError
-from engineworks.host import cpu, cpu_watch
+from engineworks.host import cpu, cpu_watch, gpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.nvml import GpuWatch
@@ -19,8 +19,7 @@ from engineworks.host.packages import installed_versions
 if TYPE_CHECKING:
     import torch
 
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
-    from engineworks.engines.peers._torch_session import TorchSession
+    from engineworks.engines.peers._torch_session import TorchDecoder, TorchSession
 
 TITLE = "PyTorch eager"
 FROM_SOURCE = True
@@ -61,8 +60,7 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return the hardware, with the processor: eager launches every kernel from there."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:
@@ -99,7 +97,7 @@ def load(model: PeerModel) -> TorchSession:
 
 def load_decoder(model: PeerModel, streams: int) -> TorchDecoder:
     """Load transformers' own model with eager attention and its own cache. Raises as `load`."""
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
+    from engineworks.engines.peers._torch_session import TorchDecoder
     from engineworks.model.decoder import from_huggingface
     from engineworks.model.export.from_huggingface import find_folder
 

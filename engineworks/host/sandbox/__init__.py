@@ -25,12 +25,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import StepError, TimeLimitError
+from engineworks import errors
+from engineworks.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_STEP_FAILED,
+    EngineworksError,
+    RecipeError,
+    StepError,
+    TimeLimitError,
+)
 from engineworks.host.child import how_it_ended
 from engineworks.host.child.start import search_path, start_child, working_folder
 from engineworks.host.child.wait import Lines, TimeUp, wait_for_answer
 from engineworks.host.sandbox.command import sandbox_command
-from engineworks.host.sandbox.failure import failure_of
 from engineworks.host.sandbox.wire import Answer, Array, GarbledError, array_frame, end_frame
 
 MAX_OUTPUT_BYTES = 1 << 20
@@ -101,3 +108,38 @@ class Sandbox:
         if self._room > 0:
             self._room -= len(line) + 1
             self._say(line if self._room > 0 else f"{self._what}: its further output is not kept")
+
+
+MAX_MESSAGE = 500
+"""Characters of a message."""
+
+
+def failure_of(answer: Mapping[str, Any], what: str, lines: Lines) -> EngineworksError | None:
+    """Return the error that an answer holds, None for a value. lines: the output of the code, for a step's log.
+
+    Only bad input and failed steps can come from there: no defect of ours, no interruption. A message that does not
+    name the code gets its name. Raises `GarbledError` where the answer is neither.
+    """
+    if isinstance(answer.get("value"), dict):
+        return None
+    encoded = answer.get("error")
+    if not isinstance(encoded, dict):
+        raise GarbledError("holds no value")
+    kind = getattr(errors, str(encoded.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, EngineworksError)) or issubclass(kind, RecipeError):
+        kind = StepError
+    if kind.exit_code not in (EXIT_BAD_INPUT, EXIT_STEP_FAILED):
+        kind = StepError
+    message = one_line(str(encoded.get("message", ""))) or "failed without a message"
+    if (what.split("'")[1:2] or [what])[0] not in message:
+        message = f"{what}: {message}"
+    error = kind(message, hint=one_line(str(encoded.get("hint", ""))))
+    if isinstance(error, StepError):
+        error.log = str(encoded.get("log", "")) or lines.text()
+    return error
+
+
+def one_line(text: str) -> str:
+    """Return printable text of one line, shortened."""
+    shown = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return shown if len(shown) <= MAX_MESSAGE else shown[: MAX_MESSAGE - 2] + " …"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.calibrate.histograms import BLOCK
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 
 ROWS = 1024
 """Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of a

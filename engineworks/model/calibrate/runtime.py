@@ -13,8 +13,7 @@ from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
 from engineworks.host.lazy import onnx, ort
-from engineworks.model.runtime.ort_errors import ort_errors_as
-from engineworks.model.runtime.ort_forms import exact_options, ort_level
+from engineworks.model.ort import exact_options, ort_errors_as, ort_level
 from engineworks.tensors import TensorSpec
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -66,11 +65,10 @@ def open_session(
     """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
     was cut from.
 
-    alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which copies
-    weights once and tensors wherever they are output, and its threads may spin for a moment.
+    alone: no other part or counting runs at the same time, so that ONNX Runtime's threads may spin for a moment.
     """
     options = exact_options()
-    options.graph_optimization_level = ort_level("all" if alone else "extended")
+    options.graph_optimization_level = ort_level("all")
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     limit_threads(options, threads, spin_us=_SPIN_US if alone else 0)

@@ -15,7 +15,7 @@ from engineworks.host.lazy import Array, onnx, ort
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
 
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_tensors, model_nodes
-from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph
+from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph, typed_graph
 from engineworks.model.lower.half.patterns import integer_arithmetic
 from engineworks.model.lower.half.prove import check_well_formed
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
 from engineworks.model.lower.half.weights import WeightFacts, clamp_sentinels

@@ -107,8 +107,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     Raises `LoweringError` if ONNX's version converter cannot do it.
     """
 
-    from engineworks.model.lower.half.graph import complete_model
-    from engineworks.model.lower.half.read import typed_graph
+    from engineworks.model.lower.half.graph import complete_model, typed_graph
 
     needed = max((FORMATS[name].opset for name in globs), default=0)
     if opset_of(model) >= needed:

@@ -16,7 +16,7 @@ from engineworks.plan.closure import closure
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tracking import records
 from engineworks.tracking.runs import Tracking

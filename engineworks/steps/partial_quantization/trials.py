@@ -27,8 +27,7 @@ from engineworks.model.onnx_files import (
     save_model,
     weight_bytes,
 )
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.model.runtime.ort_forms import lacks_exact_kernel
+from engineworks.model.ort import lacks_exact_kernel, ort_errors, plain
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.recipe import CALIBRATED
 from engineworks.recipe.samples import SampleFile

@@ -13,7 +13,7 @@ from engineworks.host.lazy import onnx, ort
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.graphs import set_nodes, sort_nodes
 from engineworks.model.lower.half.graph import shown_model, split_model
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 from engineworks.model.tensor_storage import tensor_values
 
 CONTRIB = "com.microsoft"

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from engineworks.errors import PatternError, PrecisionError
 from engineworks.host.lazy import onnx
-from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph
+from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph, typed_graph
 from engineworks.model.lower.half.prove import check_well_formed
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import kept_in_fp32
 from engineworks.model.lower.half.weights import WeightFacts, apply_clamps, clamp_sentinels

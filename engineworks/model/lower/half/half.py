@@ -17,12 +17,11 @@ from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
-from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model
+from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model, typed_graph
 from engineworks.model.lower.half.limits import DEFAULT_LIMITS, HalfLimits, failure
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
 from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rules import asked_for
 from engineworks.model.lower.half.run import Arrays, Bench
 from engineworks.model.lower.report import HalfReport, HalfType

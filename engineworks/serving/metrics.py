@@ -7,7 +7,6 @@ their names end in `_us`; GPU utilization is 0 to 1.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from engineworks.host.memory import proportional_kib
+from engineworks.host.triton import http_get
 
 EVERY_S = 0.5
 """Seconds between two readings."""
@@ -47,13 +47,7 @@ def read_metrics(text: str, model: str) -> dict[str, float]:
 
 def scrape(address: str) -> str:
     """Return the page of metrics at host:port, '' where there is none."""
-    host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        connection = http.client.HTTPConnection(host, int(port), timeout=2.0)
-        with contextlib.closing(connection):
-            connection.request("GET", "/metrics")
-            return connection.getresponse().read(LARGEST_BYTES).decode(errors="replace")
-    return ""
+    return http_get(address, "/metrics", most_bytes=LARGEST_BYTES).decode(errors="replace")
 
 
 class Watched:

@@ -14,6 +14,7 @@ from engineworks.host.lazy import NDArray, onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
 from engineworks.model.export.from_huggingface import PACKAGES
 from engineworks.model.export.interface import require_packages
+from engineworks.model.graphs import set_nodes
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
 
 PROOF_TOKENS = 20
@@ -75,14 +76,14 @@ def _write(model: Any, context: int, out: Path) -> DecoderInterface:
     """Export the model. Its attention and rotary modules are replaced: it cannot be used afterwards."""
     from engineworks.model.decoder.torch_decoder import (
         ATTENTION,
+        Call,
         cache_shapes,
         check_window,
-        new_call,
         register_attention,
         use_rotary_tables,
     )
 
-    call, tensors = new_call(), list[CacheTensor]()
+    call, tensors = Call(), list[CacheTensor]()
     for layer, pair in enumerate(cache_shapes(model)):
         for kind, (heads, size) in zip(("key", "value"), pair, strict=True):
             shape = ("batch", heads, context, size)
@@ -166,5 +167,4 @@ def spell_out_reshapes(model: onnx.ModelProto) -> None:
             node.input[1] = f"{node.output[0]}_shape"
             made.append(onnx.helper.make_node("Concat", parts, [node.input[1]], axis=0))
         made.append(node)
-    del graph.node[:]
-    graph.node.extend(made)
+    set_nodes(graph, made)

@@ -6,6 +6,7 @@ values go, and input and output may be the same memory. `growing`: the output is
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,13 +93,7 @@ class DecoderInterface(Record):
     @property
     def values_per_token(self) -> int:
         """Numbers that the cache holds for one position of one sequence."""
-        total = 0
-        for cache in self.caches:
-            size = 1
-            for length in cache.concrete(1, 1):
-                size *= length
-            total += size
-        return total
+        return sum(math.prod(cache.concrete(1, 1)) for cache in self.caches)
 
 
 _PAST = (

@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engineworks.host.lazy import onnx
-from engineworks.model.graphs import all_graphs, all_nodes, constant_tensor, names_read, set_nodes, subgraphs
+from engineworks.model.graphs import (
+    all_graphs,
+    all_nodes,
+    constant_tensor,
+    keep_named,
+    names_read,
+    set_nodes,
+    subgraphs,
+)
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
@@ -22,12 +30,8 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         kept.append(node)
     if len(kept) < len(graph.node):
         set_nodes(graph, kept[::-1])
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in needed:
-            del graph.initializer[index]
-    for index in reversed(range(len(graph.sparse_initializer))):
-        if graph.sparse_initializer[index].values.name not in needed:
-            del graph.sparse_initializer[index]
+    keep_named(graph.initializer, needed.__contains__)
+    keep_named(graph.sparse_initializer, needed.__contains__)
 
 
 def copy_constant_outputs(graph: onnx.GraphProto) -> None:
@@ -47,9 +51,7 @@ def copy_constant_outputs(graph: onnx.GraphProto) -> None:
 def drop_inputs_with_values(graph: onnx.GraphProto) -> None:
     """Before IR version 4 every initializer was listed as an input too, where a caller could override it."""
     weights = {tensor.name for tensor in graph.initializer}
-    for index in reversed(range(len(graph.input))):
-        if graph.input[index].name in weights:
-            del graph.input[index]
+    keep_named(graph.input, lambda name: name not in weights)
 
 
 def constants_to_initializers(graph: onnx.GraphProto) -> None:

@@ -10,7 +10,7 @@ from engineworks.errors import ModelError
 from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
-from engineworks.model.soundness import check_sound, external_file, external_number, shown
+from engineworks.model.soundness import check_sound, external_file, external_number, make_dense, shown
 from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
@@ -37,8 +37,6 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     Raises `ModelError` if it is not a model.
     """
     from google.protobuf.message import DecodeError
-
-    from engineworks.model.fold.sparse import make_dense
 
     try:
         with open_regular(path) as file:

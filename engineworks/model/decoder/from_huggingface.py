@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.lazy import NDArray, onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
-from engineworks.model.export.from_huggingface import PACKAGES
+from engineworks.model.export.from_huggingface import PACKAGES, from_pretrained
 from engineworks.model.export.interface import require_packages
 from engineworks.model.graphs import set_nodes
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
@@ -22,26 +21,13 @@ EXPECTED_FILE = "expected.f32"
 DATA_FILE = MODEL_FILE + ".data"
 
 
-def load_decoder(folder: Path, *, attention: str = "eager") -> Any:
+def load_decoder(folder: Path) -> Any:
     """Return the model, eval'd, in float32 on the CPU. Raises `ModelError`, `ExportError`."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     require_packages(PACKAGES, extra="huggingface", doing=f"the decoder '{folder.name}'")
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from engineworks.model.export.from_torch import use_one_thread
-
-    use_one_thread()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, attn_implementation=attention,
-            trust_remote_code=False, output_loading_info=True, use_safetensors=True,
-        )  # fmt: skip
-    except Exception as error:  # transformers raises whatever its parts raise
-        raise ExportError(f"{folder}: transformers cannot load it as a decoder: {error}", log=repr(error)) from error
-    missing = sorted(info["missing_keys"])
+    options = {"attn_implementation": "eager", "use_safetensors": True}
+    model, missing = from_pretrained("AutoModelForCausalLM", folder, "as a decoder", **options)
     if missing:
-        raise ModelError(f"{folder}: its weights lack '{missing[0]}': they would be random numbers")
+        raise ModelError(f"{folder}: its weights lack '{min(missing)}': they would be random numbers")
     return model.eval()
 
 

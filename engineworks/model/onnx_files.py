@@ -83,9 +83,10 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     Raises `ModelError` for external data that is missing, outside of the folder or cut short.
     """
     external_files(path, model)
+    root = path.parent.resolve()
     for tensor in all_tensors(model):
         if is_external(tensor):
-            _make_absolute(path, tensor)
+            detach(tensor, *_external_place(path, root, tensor))
             if tensor_bytes(tensor) < _DETACHED_FROM_BYTES:
                 attach(tensor)
     for tensor in inner_tensors(model):
@@ -214,12 +215,6 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
             raise ModelError(f"{path}: external data '{shown(name)}' is missing", hint="copy it beside the model")
         files.append(file)
     return tuple(files)
-
-
-def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
-    """Make the location of external data absolute, and see that all of it is there."""
-    file, offset = _external_place(path, path.parent.resolve(), tensor)
-    detach(tensor, file, offset)
 
 
 def _external_place(path: Path, root: Path, tensor: onnx.TensorProto) -> tuple[Path, int]:

@@ -22,14 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.gpu import Gpu
 from engineworks.model.calibrate import collect, runtime, sessions
-from engineworks.model.calibrate.collect import collect_ranges
-from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
-from engineworks.model.calibrate.histograms import MIN_EXPONENT, BinCounter, Histogram
-from engineworks.model.calibrate.ranges import Method, Range, Ranges
-from engineworks.model.calibrate.runtime import Device, choose_providers
-from engineworks.model.calibrate.segments import plan_segments, tensor_types
-from engineworks.model.calibrate.sessions import Place
-from engineworks.model.calibrate.thresholds import (
+from engineworks.model.calibrate.activations import (
     LEVELS,
     MAX_CLIPPED,
     _divergences,
@@ -37,6 +30,13 @@ from engineworks.model.calibrate.thresholds import (
     mse_bin,
     percentile_bin,
 )
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
+from engineworks.model.calibrate.histograms import MIN_EXPONENT, BinCounter, Histogram
+from engineworks.model.calibrate.ranges import Method, Range, Ranges
+from engineworks.model.calibrate.runtime import Device, choose_providers
+from engineworks.model.calibrate.segments import plan_segments, tensor_types
+from engineworks.model.calibrate.sessions import Place
 from engineworks.model.calibrate.trust import warnings
 from engineworks.model.calibrate.values import LARGE, DeviceValues, HostValues, Values
 from engineworks.model.lower.quantize import tensors_to_calibrate

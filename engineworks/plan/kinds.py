@@ -91,7 +91,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        4, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        5, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(6, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
         optimizer="target",

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import Field
@@ -36,7 +36,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.atomic_write import write_atomically
 from engineworks.host.lock import locked
 from engineworks.settings import KNOWN_STATEMENTS, read_settings
-from engineworks.typed_json import STRICT, plain
+from engineworks.typed_json import Document
 
 LONGEST = 100
 """Statements of a role that are kept; a host that has missed more releases must be told by hand what it may trust."""
@@ -45,11 +45,9 @@ RELEASE_AGAIN = "run 'engineworks release' where the signing key is"
 
 
 @dataclass(frozen=True)
-class Statement:
+class Statement(Document):
     """One release: the engine (sha256 of its main file) became champion of the role. number: from 1. previous: digest
     of the statement before it, None for the first. issued_at: ISO 8601, UTC."""
-
-    __pydantic_config__ = STRICT
 
     statement: Literal[1]
     model: str
@@ -78,21 +76,10 @@ class Statement:
         """Return the sha256 of the statement with its signature, which the next one names."""
         return digest_of(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = plain(self)
-        return value
-
-    @classmethod
-    def from_json(cls, document: Any, what: str) -> Statement:
-        """Read what `to_json` wrote. Raises `TrustError`."""
-        return typed(cls, document, what)
-
 
 @dataclass(frozen=True)
-class Statements:
+class Statements(Document):
     """The statements of one role, oldest first; at least one."""
-
-    __pydantic_config__ = STRICT
 
     statements: Annotated[tuple[Statement, ...], Field(min_length=1)]
 
@@ -103,16 +90,6 @@ class Statements:
     def and_then(self, statement: Statement) -> Statements:
         """Return the statements with one more, of which the newest `LONGEST` are kept."""
         return Statements((*self.statements, statement)[-LONGEST:])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"statements": [statement.to_json() for statement in self.statements]}
-
-    @classmethod
-    def from_json(cls, document: Any, what: str) -> Statements:
-        """Read what `to_json` wrote. Raises `TrustError`, also for a gap, a foreign predecessor or another role."""
-        read = typed(cls, document, what)
-        check_order(read.statements, what)
-        return read
 
 
 def check_order(statements: Sequence[Statement], what: str) -> None:
@@ -139,8 +116,10 @@ def read_statements(folder: Path) -> Statements | None:
 
 
 def read_statements_file(path: Path) -> Statements:
-    """Raises `TrustError`."""
-    return Statements.from_json(parse_document(read_bytes(path), str(path)), str(path))
+    """Raises `TrustError`, also for a gap, a foreign predecessor or another role."""
+    statements = typed(Statements, parse_document(read_bytes(path), str(path)), str(path))
+    check_order(statements.statements, str(path))
+    return statements
 
 
 def check_statement(statement: Statement, passport: Passport, trust: Trust, what: str) -> None:
@@ -185,7 +164,7 @@ class KnownStatements:
         place = self._place(role)
         if not place.exists():
             return None
-        return Statement.from_json(parse_document(read_bytes(place), str(place)), str(place))
+        return typed(Statement, parse_document(read_bytes(place), str(place)), str(place))
 
     def accept(self, statements: Statements, what: str) -> None:
         """Check that the statements go on from the newest known one, and remember their newest.

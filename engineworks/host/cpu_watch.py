@@ -28,6 +28,10 @@ CLOCK_SPREAD = 0.10
 
 Reading = Mapping[str, object]
 
+_COUNTS = (
+    "monotonic_s", "own_s", "waited_s", "processors", "busy_s", "stolen_s", "throttled_s", "overheated",
+)  # fmt: skip
+
 
 class LoadWatch:
     """Satisfies `base.DeviceWatch` for a CPU."""
@@ -49,7 +53,7 @@ class LoadWatch:
         return reading | ({"mhz": mhz} if mhz else {})
 
     def complaints(self, readings: Sequence[Reading]) -> list[str]:
-        complete = [{name: float(str(value)) for name, value in r.items()} for r in readings if "own_s" in r]
+        complete = [{name: float(str(r[name])) for name in _COUNTS} for r in readings if "own_s" in r]
         if len(complete) < 2:
             return []
         clocks = [float(str(r["mhz"])) for r in readings if "mhz" in r]

@@ -52,6 +52,10 @@ def enough_for(q: float, confidence: float = 0.95) -> int:
     return n
 
 
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
 def student_quantile(p: float, freedom: int) -> float:
     """Quantile of Student's t distribution with this many degrees of freedom."""
     from scipy.stats import t  # imported here: it takes .66 s

@@ -18,17 +18,9 @@ Average = Literal["macro", "micro", "binary"]
 Decoding = Literal["ids", "ctc"]
 
 MetricName = Literal[
-    "top1",
-    "f1",
-    "auc",
-    "span",
-    "spearman",
-    "perplexity",
-    "word_error",
-    "character_error",
-    "mean_average_precision",
+    "top1", "f1", "auc", "span", "spearman", "perplexity", "word_error", "character_error", "mean_average_precision",
     "cosine",
-]
+]  # fmt: skip
 """Metrics that may stand alone, with their usual settings."""
 
 LOWER_IS_BETTER = frozenset({"perplexity", "word_error", "character_error"})

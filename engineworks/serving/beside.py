@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engineworks.errors import RunError
+from engineworks.host.lazy import Arrays
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.interleave import SIDES, Side
 from engineworks.serving.client import Client
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 MOST_TIMED = 16
 """Requests of a group that one timed pass sends."""

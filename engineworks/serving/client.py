@@ -8,16 +8,11 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engineworks.errors import InputError, RunError
+from engineworks.host.lazy import Array, Arrays
 from engineworks.serving.triton_log import LATE, UNREACHABLE, reason
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Arrays = Mapping[str, NDArray[np.generic]]
 
 Protocol = Literal["http", "grpc"]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
@@ -61,7 +56,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def infer(self, model: str, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+    def infer(self, model: str, feeds: Arrays) -> dict[str, Array]:
         """Return all outputs by name. feeds: input → array, the batch first where the model has one.
 
         Raises `RunError` with the server's reason where it refuses the request or does not answer.

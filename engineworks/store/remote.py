@@ -84,7 +84,7 @@ class Service:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this host."""
+        """Whether it is a folder of this host (`file://…`), which needs no cache."""
         protocol = self.files.protocol
         return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
@@ -163,17 +163,9 @@ class RemoteStore:
     def __init__(self, url: str, service: Service | None = None) -> None:
         self.url = url
         self._service = service or Service(url)
+        self.root, self.is_local = self._service.root, self._service.is_local
         pipe = inspect.signature(self._service.files.pipe_file).parameters
         self._can_create = "mode" in pipe or any(p.kind is p.VAR_KEYWORD for p in pipe.values())
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the URL is a folder of this host (`file://…`), which needs no cache."""
-        return self._service.is_local
-
-    @property
-    def root(self) -> str:
-        return self._service.root
 
     def has(self, key: str) -> bool:
         return self.manifest(key) is not None

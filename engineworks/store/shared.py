@@ -87,7 +87,7 @@ class SharedStore(Store):
         if manifest is None:
             return None
         with self._locked(f"{key}{FETCH}"):
-            stored = self._manifest(key)
+            stored = self.peek(key)
             if stored is not None and self._damage(stored, contents=True) is None:  # another process was faster
                 self._verified.add(key)
                 return stored
@@ -107,7 +107,7 @@ class SharedStore(Store):
             if why is None:
                 self._move_in(key, folder)
                 self._verified.add(key)
-                return self._manifest(key)
+                return self.peek(key)
         self._remote.remove(key, manifest["upload"])
         if echo:
             echo(f"{key[:12]} in the store {self._remote.url} is damaged ({why}): it is built again")
@@ -121,7 +121,7 @@ class SharedStore(Store):
             return artifact
         with self._locked(f"{key}{SETTLE}"):
             if not self._pending(key).exists():  # another process did it
-                return self._manifest(key) or artifact
+                return self.peek(key) or artifact
             if self._remote.publish(key, artifact.path):
                 self._pending(key).unlink(missing_ok=True)
                 return artifact
@@ -136,7 +136,7 @@ class SharedStore(Store):
         """Upload artifacts that could not be uploaded when built, until the remote store fails again."""
         sent = 0
         for mark in sorted((self.root / "pending").glob("*")):
-            artifact = self._manifest(mark.name)
+            artifact = self.peek(mark.name)
             if artifact is None:  # nothing to upload
                 mark.unlink(missing_ok=True)
                 continue

@@ -19,7 +19,7 @@ from engineworks.engines.statements import (
     read_known_statements,
     read_statements,
 )
-from engineworks.engines.strict_json import parse_document, read_bytes
+from engineworks.engines.strict_json import parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
@@ -50,7 +50,7 @@ def statements_in(tags: Mapping[str, str], slot: Slot) -> Statements | None:
 
 
 def _statement(name: str, text: str) -> Statement:
-    statement = Statement.from_json(parse_document(text.encode(errors="surrogatepass"), f"tag {name}"), f"tag {name}")
+    statement = typed(Statement, parse_document(text.encode(errors="surrogatepass"), f"tag {name}"), f"tag {name}")
     if name.rpartition(".")[2] != str(statement.number):
         raise TrustError(f"tag {name}: holds {statement.name}", hint=RELEASE_AGAIN)
     return statement

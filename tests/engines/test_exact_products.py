@@ -21,7 +21,7 @@ from engineworks.model import equivalence
 from engineworks.model.calibrate import runtime
 from engineworks.model.lower.half.run import Bench
 from engineworks.model.ort import exact_options
-from engineworks.steps.partial_quantization.sessions import CutSession
+from engineworks.steps.partial_quantization.trials import CutSession
 from engineworks.tensors import InputRange, Profile
 
 SOURCE = Path(__file__).parents[2] / "engineworks"

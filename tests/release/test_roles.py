@@ -19,6 +19,7 @@ import engineworks
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import KnownStatements, Statement
+from engineworks.engines.strict_json import typed
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.host.file_digests import digest_file
 from engineworks.model.ort import FORMS, sign
@@ -86,13 +87,13 @@ class World:
 
     def statement(self, number: int) -> Statement:
         tags = self.client.get_registered_model(self.model).tags
-        return Statement.from_json(json.loads(tags[self.tag(number)]), "tag")
+        return typed(Statement, json.loads(tags[self.tag(number)]), "tag")
 
     def restate(self, statement: Statement, **changes: Any) -> Statement:
         """The statement with changes, signed again and put into its tag."""
         document = {**statement.to_json(), **changes}
         document.pop("signature")
-        signed = Statement.from_json(key().sign(document), "tag")
+        signed = typed(Statement, key().sign(document), "tag")
         self.client.set_registered_model_tag(self.model, self.tag(signed.number), json.dumps(signed.to_json()))
         return signed
 

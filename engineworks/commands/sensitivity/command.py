@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from engineworks.commands.completion import precisions, target_names
 from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Quiet, Verbose
+from engineworks.host.atomic_write import write_atomically
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engineworks.commands.sensitivity.measurement import Sensitivity
-    from engineworks.measure.sensitivity_report import ModelCost, SensitivityReport
+    from engineworks.measure.sensitivity_report import ModelCost, Part, SensitivityReport
 
 SHOWN = 20
 """Parts that the table shows; --json has them all."""
@@ -55,7 +57,6 @@ def sensitivity(
         engineworks sensitivity recipes/minilm.yaml --precision int8
     """
     from engineworks.commands.sensitivity.measurement import measure_sensitivity
-    from engineworks.commands.sensitivity.plot import write_plot
     from engineworks.report.progress_text import progress
 
     settings = read_settings()
@@ -139,3 +140,39 @@ def _values_text(values: ModelCost) -> str:
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+MOST_BARS = 30
+
+_KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
+
+
+def write_plot(report: SensitivityReport, title: str, file: Path) -> Path | None:
+    """Write the picture (SVG, or the format of the file's suffix); None if matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    parts = report.parts[:MOST_BARS]
+    figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    kept = set(report.kept_nodes)
+    noise = [p.noise or 1e-12 for p in parts]
+    colours = [_KEPT if kept.issuperset(p.nodes) else _QUANTIZED for p in parts]
+    axes.barh(range(len(parts)), noise, color=colours, log=True)
+    axes.set_yticks(range(len(parts)), labels=[_label(p) for p in parts], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("noise / signal of the outputs with this part alone quantized (red: to keep out)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(visible=True, axis="x", alpha=0.3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=file.suffix.lstrip(".") or "svg", metadata={"Date": None})
+    write_atomically(file, drawn.getvalue())
+    return file
+
+
+def _label(part: Part) -> str:
+    count = len(part.nodes)
+    return part.name if count == 1 else f"{part.name} ({count} nodes)"

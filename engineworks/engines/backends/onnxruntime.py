@@ -12,9 +12,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineworks.engines.backends._ort_session import OrtSession, run_once_per_profile, specs
+from engineworks.engines.backends._ort_session import OrtSession, profile_nodes, run_once_per_profile, specs
 from engineworks.engines.backends.base import (
     ENGINE_FILE,
     BuildMemory,
@@ -22,6 +22,7 @@ from engineworks.engines.backends.base import (
     BuildRequest,
     Option,
     Serving,
+    TimedLayer,
     Traits,
     TritonBackend,
     check_options,
@@ -49,9 +50,6 @@ from engineworks.model.ort import (
     what_failed,
 )
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from engineworks.engines.layer_times import TimedLayer
 
 TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -227,9 +225,7 @@ def layer_times(
     engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec],
     cache: Path | None = None,
 ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
-    """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
-    from engineworks.engines.backends._ort_layers import profile_nodes
-
+    """Time every node as `base.LayerTimer` asks, at the level at which the engine is loaded. Raises `RunError`."""
     asked = session_options(options)
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form_of(engine).loaded])
     return f"{TITLE}'s profile", profile_nodes(engine, asked, feeds, runs)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engineworks.host.lazy import np
 from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.decoder.report import Continuation
+from engineworks.measure.statistics import finite, student_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,9 +75,9 @@ class TextMetrics:
     def metric(self) -> MetricValues:
         known = self.interval if self.interval and all(map(math.isfinite, self.interval)) else None
         return MetricValues(
-            "perplexity", "tokens", self.tokens, lower_is_better=True, engine=_finite(self.engine),
-            reference=_finite(self.reference), ratio=_finite(self.ratio), interval=known,
-            agreement=_finite(self.agreement),
+            "perplexity", "tokens", self.tokens, lower_is_better=True, engine=finite(self.engine),
+            reference=finite(self.reference), ratio=finite(self.ratio), interval=known,
+            agreement=finite(self.agreement),
         )  # fmt: skip
 
 
@@ -104,24 +105,18 @@ def _blocks(differences: Floats) -> Floats:
 
 
 def _interval(blocks: Floats) -> tuple[float, float] | None:
-    from scipy.stats import t
-
     count = len(blocks)
     if count < LEAST_BLOCKS or not np.isfinite(blocks).all():
         return None
     weights = blocks[:, 1] / blocks[:, 1].sum()
     mean = float((weights * blocks[:, 0]).sum())
     error = math.sqrt(float((weights**2 * (blocks[:, 0] - mean) ** 2).sum()) * count / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * error
+    half = student_quantile(0.975, count - 1) * error
     return _exp(mean - half), _exp(mean + half)
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if math.isfinite(value) and value < 700 else math.inf if value > 0 else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def parting(engine: Sequence[int], reference: Sequence[int]) -> int | None:

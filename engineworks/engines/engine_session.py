@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends import backend_facts, runner
-from engineworks.engines.backends.base import Runner, Serving, Session
+from engineworks.engines.backends import backend, backend_facts, runner
+from engineworks.engines.backends.base import LayerTimer, Runner, Serving, Session, TimedLayer
 from engineworks.engines.passport import Passport
 from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
+from engineworks.host.lazy import Arrays
 
 
 def runner_of(target: Mapping[str, Any]) -> Runner:
@@ -70,3 +71,16 @@ def check_host(passport: Passport) -> None:
             f"{passport.id} cannot be run here: {why}",
             hint=f"load it on a host of target '{target.name}', or load another engine of this model",
         )
+
+
+def time_layers(
+    engine: VerifiedEngine, target: Mapping[str, Any], feeds: Arrays, runs: int, cache: Path | None
+) -> tuple[str, list[TimedLayer]]:
+    """Time the layers of a verified engine. Raises `RunError`."""
+    runner_of(target)
+    timer: LayerTimer | None = getattr(backend(target["backend"]), "layer_times", None)
+    if timer is None:
+        raise RunError(f"{backend(target['backend']).TITLE} tells no times of layers")
+    known = (*engine.sidecar.inputs, *engine.sidecar.outputs)
+    with named(engine.path, engine.source):
+        return timer(engine.path, target["options"], feeds, runs, known, cache)

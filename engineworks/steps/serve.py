@@ -33,8 +33,7 @@ from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
 from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.load import Offer, offer_load
-from engineworks.serving.metrics import watching
-from engineworks.serving.others import OtherWork
+from engineworks.serving.metrics import OtherWork, watching
 from engineworks.serving.server import StartedServer, available_backends, started
 from engineworks.serving.soak import cold_starts, reload_model, swap_under_traffic
 from engineworks.steps.job import StepJob

@@ -30,7 +30,7 @@ from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.beside import Beside, ServedModel, some_of
 from engineworks.serving.client import Client
-from engineworks.serving.others import OtherWork
+from engineworks.serving.metrics import OtherWork
 from engineworks.serving.recorded import read_requests
 from engineworks.serving.server import StartedServer, available_backends, started
 from engineworks.steps.compare_champion import compare_engines

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from engineworks.engines.peers import PEERS, ort_cpu, ort_cuda, peer, pytorch, read_names
-from engineworks.engines.peers._stderr import kept_stderr
+from engineworks.engines.peers.ort_cuda import kept_stderr
 from engineworks.errors import InputError
 from engineworks.host import gpu
 from engineworks.host.gpu import Gpu

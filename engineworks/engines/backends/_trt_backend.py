@@ -16,9 +16,9 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
+    from engineworks.engines.backends.base import TimedLayer
     from engineworks.engines.decoder.parts import Part
     from engineworks.engines.decoder.trt import TrtDecoder
-    from engineworks.engines.layer_times import TimedLayer
     from engineworks.model.decoder.interface import DecoderInterface
 
 
@@ -70,7 +70,7 @@ class TrtBackend:
         self, engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int,
         known: Sequence[TensorSpec], cache: Path | None = None,
     ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
-        """Time every layer as `engines.layer_times` asks, with the kernels that are made for a shape. Raises
+        """Time every layer as `base.LayerTimer` asks, with the kernels that are made for a shape. Raises
         `RunError`."""
         session = self.load(engine, options, serving=Serving(kernels="eager"), cache=cache, known=known)
         try:

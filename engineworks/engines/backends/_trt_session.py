@@ -14,8 +14,7 @@ from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import engine_profiles, engine_tensors, given_names
-from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.layer_times import TimedLayer
+from engineworks.engines.backends.base import RunTimes, TimedLayer
 from engineworks.errors import RunError
 from engineworks.host.lazy import Array
 from engineworks.tensors import NARROWED, TensorSpec

@@ -12,9 +12,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineworks.engines.backends._ort_session import OrtSession, run_once_per_profile, specs
+from engineworks.engines.backends._ort_session import OrtSession, profile_nodes, run_once_per_profile, specs
 from engineworks.engines.backends.base import (
     ENGINE_FILE,
     BuildMemory,
@@ -22,6 +22,7 @@ from engineworks.engines.backends.base import (
     BuildRequest,
     Option,
     Serving,
+    TimedLayer,
     Traits,
     TritonBackend,
     check_options,
@@ -32,7 +33,7 @@ from engineworks.host import cpu, cpu_watch
 from engineworks.host.lazy import ort
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_versions
-from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, load_model, model_files
 from engineworks.model.ort import (
     FORMS,
     LEVELS,
@@ -44,13 +45,11 @@ from engineworks.model.ort import (
     form_of,
     lacks_exact_kernel,
     ort_errors,
+    rounds_activations,
     sign,
     what_failed,
 )
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from engineworks.engines.layer_times import TimedLayer
 
 TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -226,9 +225,7 @@ def layer_times(
     engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec],
     cache: Path | None = None,
 ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
-    """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
-    from engineworks.engines.backends._ort_layers import profile_nodes
-
+    """Time every node as `base.LayerTimer` asks, at the level at which the engine is loaded. Raises `RunError`."""
     asked = session_options(options)
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form_of(engine).loaded])
     return f"{TITLE}'s profile", profile_nodes(engine, asked, feeds, runs)
@@ -241,7 +238,8 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
     `end_profile`. Raises `RunError`.
     """
     options = session_options({"spinning": False})  # other steps run at the same time
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits prepacked weights
+    if profile is not None or not rounds_activations(load_model(model, weights=False)):
+        options.add_session_config_entry("session.disable_prepacking", "1")  # copies, which a profile omits
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if graph is not None:

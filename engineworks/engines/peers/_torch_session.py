@@ -12,7 +12,7 @@ import numpy as np
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
 from engineworks.engines.decoder.base import Logits, Tokens
-from engineworks.engines.peers._peer_session import PeerSession, time_each
+from engineworks.engines.peers.base import PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
 from engineworks.host.lazy import Array
 from engineworks.model.export.interface import Interface

@@ -6,23 +6,26 @@ and notes nodes that ONNX Runtime places on the CPU by design.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from engineworks.engines.backends.base import MemoryMeter
-from engineworks.engines.peers._stderr import kept_stderr
-from engineworks.engines.peers.base import PeerModel
+from engineworks.engines.backends._feeds import checked_feeds
+from engineworks.engines.backends._ort_session import OrtSession
+from engineworks.engines.backends.base import MemoryMeter, RunTimes
+from engineworks.engines.peers.base import PeerModel, PeerSession, time_each
 from engineworks.errors import RunError
 from engineworks.host import cpu, gpu
 from engineworks.host.gpu import first_gpu
+from engineworks.host.lazy import Array
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
 from engineworks.model.ort import exact_options, ort_errors, plain
-
-if TYPE_CHECKING:
-    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
 
 TITLE = "ONNX Runtime, CUDA"
 FROM_SOURCE = False
@@ -90,8 +93,6 @@ def load(model: PeerModel) -> OrtCudaSession:
     """Raises `RunError` with the reason where ONNX Runtime would continue without the GPU."""
     import onnxruntime as ort
 
-    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
-
     if PROVIDER not in ort.get_available_providers():
         raise RunError(
             f"this ONNX Runtime {ort.__version__} has no {PROVIDER}",
@@ -157,3 +158,68 @@ def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, ob
         if name in provider_options
     }
     return {"device": "cuda", "tf32": False, "provider_options": shown, "nodes": counts}
+
+
+STDERR = 2
+
+
+@contextmanager
+def kept_stderr() -> Iterator[Callable[[], str]]:
+    """Redirect descriptor 2 to a file within the block; the value reads the file so far. Afterwards the content goes to
+    the original descriptor. This also captures lines of other threads."""
+    sys.stderr.flush()
+    before = os.dup(STDERR)
+    with tempfile.TemporaryFile() as file:
+
+        def read() -> str:
+            return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
+
+        os.dup2(file.fileno(), STDERR)
+        try:
+            yield read
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, STDERR)
+            os.close(before)
+            text = read()
+            if text:
+                os.write(STDERR, text.encode("utf-8", "replace"))
+
+
+DEVICE, DEVICE_ID = "cuda", 0
+
+
+class OrtCudaSession(PeerSession, OrtSession):
+    """Satisfies `backends.base.Session`. Not thread-safe."""
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Time `runs` runs in ms. Without copies, one untimed run allocates the outputs on the device. There are no
+        device times, because ONNX Runtime has no events."""
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+
+        def timed() -> RunTimes:
+            if copies:
+                return RunTimes(time_each(lambda: session.run(self._names, arrays), runs))
+            binding = self._bind(arrays)
+
+            def once() -> None:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+
+            return RunTimes(time_each(once, runs))
+
+        return self._try(arrays, timed)
+
+    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+        """Copy inputs to the device once; bind outputs to memory that one run allocated there."""
+        import onnxruntime as ort
+
+        session = self._open()
+        binding = session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, DEVICE, DEVICE_ID))
+        for name in self._names:
+            binding.bind_output(name, DEVICE, DEVICE_ID)
+        session.run_with_iobinding(binding)
+        self._bind_outputs(binding)
+        return binding

@@ -69,7 +69,9 @@ def open_library() -> None:
 
 def memory_meter() -> MemoryMeter:
     """Return a meter of the whole GPU's memory, as for engines there, or of this process's."""
-    return _TorchDeviceMemory() if _device() == "cuda" else ResidentMemory()
+    from engineworks.engines.backends._cuda import DeviceMemory
+
+    return DeviceMemory(_memory_mib) if _device() == "cuda" else ResidentMemory()
 
 
 def device_watch() -> DeviceWatch:
@@ -152,23 +154,9 @@ def _facts(module: Any, device: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-class _TorchDeviceMemory:
-    """Satisfies `backends.base.MemoryMeter` with the CUDA call of the engines' meter, through PyTorch's copy of it. Its
-    constructor creates the CUDA context, so that no figure includes that."""
+def _memory_mib() -> tuple[float, float]:
+    """Return free and total memory of the GPU in MiB, by the CUDA call of the engines' meter, PyTorch's copy of it."""
+    import torch
 
-    def __init__(self) -> None:
-        self.peak_mib()
-
-    def reset(self) -> None:
-        """Do nothing: PyTorch keeps its allocations, so there is no peak to reset."""
-
-    def peak_mib(self) -> float:
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        return float(total - free) / _MIB
-
-    def total_mib(self) -> float:
-        import torch
-
-        return float(torch.cuda.mem_get_info()[1]) / _MIB
+    free, total = torch.cuda.mem_get_info()
+    return free / _MIB, total / _MIB

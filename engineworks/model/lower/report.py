@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,11 +38,6 @@ class Clamp(Document):
     position: int
     tensor: str
     limit: float
-
-
-def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
-    """Return the constants, each once."""
-    return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
 
 
 @dataclass(frozen=True)
@@ -83,11 +78,6 @@ class HalfReport(Document):
     rounds: int
     samples: int
     outputs: tuple[OutputProof, ...]
-
-    @property
-    def clamped(self) -> tuple[str, ...]:
-        """Names of the constants that were cut."""
-        return clamped_names(self.clamps)
 
 
 @dataclass(frozen=True)

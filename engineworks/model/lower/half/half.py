@@ -45,7 +45,7 @@ def lower_half(
 
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
        exceed the type's largest value / headroom.
-    2. `to_half` converts.
+    2. `convert` converts.
     3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
     4. If an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too, in
        at most `limits.rounds` rounds.

@@ -21,6 +21,7 @@ from typing import Any
 from engineworks.errors import EngineworksError, ModelError
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.export.outline import metadata_of
+from engineworks.model.graphs import all_graphs, attribute
 from engineworks.model.onnx_files import load_model
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -56,6 +57,16 @@ def exact_options(*, integer_kernels: bool = False, int8_activations: bool = Fal
     for entry in (activations, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
         options.add_session_config_entry(*entry)
     return options
+
+
+def rounds_activations(model: onnx.ModelProto) -> bool:
+    """Return whether a product of the model itself asks for activations in int8, as onnxruntime-genai's builder writes
+    them. ONNX Runtime rounds them only where it prepacks weights."""
+    return any(
+        node.op_type == "MatMulNBits" and attribute(node, "accuracy_level", 0) == 4
+        for graph in all_graphs(model.graph)
+        for node in graph.node
+    )
 
 
 def lacks_exact_kernel(error: str) -> bool:

@@ -33,7 +33,7 @@ from engineworks.host import cpu, cpu_watch
 from engineworks.host.lazy import ort
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_versions
-from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, load_model, model_files
 from engineworks.model.ort import (
     FORMS,
     LEVELS,
@@ -45,6 +45,7 @@ from engineworks.model.ort import (
     form_of,
     lacks_exact_kernel,
     ort_errors,
+    rounds_activations,
     sign,
     what_failed,
 )
@@ -237,7 +238,8 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
     `end_profile`. Raises `RunError`.
     """
     options = session_options({"spinning": False})  # other steps run at the same time
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits prepacked weights
+    if profile is not None or not rounds_activations(load_model(model, weights=False)):
+        options.add_session_config_entry("session.disable_prepacking", "1")  # copies, which a profile omits
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if graph is not None:

@@ -33,17 +33,8 @@ if TYPE_CHECKING:
 
 
 SYSTEM_FOLDERS = (
-    "/proc",
-    "/sys",
-    "/dev",
-    "/etc",
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/share/zoneinfo",
-    "/tmp",
-)
+    "/proc", "/sys", "/dev", "/etc", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/tmp",
+)  # fmt: skip
 
 _listeners: list[Callable[[str], None]] = []
 _hooked = False

@@ -120,15 +120,12 @@ class Plan:
 
     def closure(self, keys: Iterable[str]) -> set[str]:
         """Return these keys and all their direct and indirect inputs."""
-        return closure(keys, self._inputs)
+        return closure(keys, lambda key: self.steps[key].inputs.values())
 
     def needed(self, keys: Iterable[str]) -> list[Step]:
         """Return the steps of these keys and of all their inputs, in the plan's order."""
         needed = self.closure(keys)
         return [step for key, step in self.steps.items() if key in needed]
-
-    def _inputs(self, key: str) -> Iterable[str]:
-        return self.steps[key].inputs.values()
 
     def to_json(self) -> dict[str, object]:
         return {

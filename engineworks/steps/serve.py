@@ -105,7 +105,9 @@ def _on_server(
 ) -> dict[str, Any]:  # fmt: skip
     if isinstance(server, RunningServer):
         return _serve(job, server, None, model, samples, settings)
-    with started(server, repository, env=_environment(job)) as process:
+    signed = "passport" in job.unkeyed  # a draft is not: only its digests are checked
+    env = {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS or signed}
+    with started(server, repository, env=env) as process:
         report = _serve(job, process.addresses, process, model, samples, settings)
         if job.params.get("swaps"):
             report["swaps"] = _swaps(job, process, repository, model, samples)
@@ -249,11 +251,6 @@ def _packaged(job: StepJob, folder: Path) -> PackagedEngine:
     if "passport" not in job.unkeyed:
         write_draft(passport, job.inputs["build"], job.id.rpartition("/")[0], job.params["serving"])
     return PackagedEngine(job.inputs["build"], read_passport(passport, Trust()))
-
-
-def _environment(job: StepJob) -> dict[str, str]:
-    """Return the server's environment. A draft is not signed: only its digests are checked."""
-    return {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS or "passport" in job.unkeyed}
 
 
 def _take_away(server: RunningServer, place: Path) -> None:

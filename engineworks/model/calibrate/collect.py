@@ -52,11 +52,7 @@ class Tally:
         self._thread.shutdown()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of the
-        model's inputs.
-
-        Raises as `SegmentedModel.run`, and what a calibrator raises, now or for earlier tensors.
-        """
+        """As `Passes.run`."""
         self._runner.run(feeds, partial(self._take, activations, look))
 
     def finish(self) -> None:

@@ -167,11 +167,7 @@ class ReducedModel:
         self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a calibrator
-        raises.
-
-        feeds: by input name, with the shapes and dtypes of the model's inputs.
-        """
+        """As `collect.Passes.run`."""
         check_names(self.inputs, feeds)
         reduced = self._reduce(self._run(feeds, look=look))
         for name, activation in activations.items():

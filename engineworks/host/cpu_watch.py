@@ -57,7 +57,10 @@ class LoadWatch:
         if len(complete) < 2:
             return []
         clocks = [float(str(r["mhz"])) for r in readings if "mhz" in r]
-        return [*_load_complaints(complete[0], complete[-1]), *_clock_complaints(clocks)]
+        complaints = list(_load_complaints(complete[0], complete[-1]))
+        if clocks and min(clocks) < (1 - CLOCK_SPREAD) * max(clocks):
+            complaints.append(f"the processor's clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+        return complaints
 
 
 def _load_complaints(first: Mapping[str, float], last: Mapping[str, float]) -> Iterator[str]:
@@ -77,11 +80,6 @@ def _load_complaints(first: Mapping[str, float], last: Mapping[str, float]) -> I
         yield f"the container's quota stopped this process for {stopped_ms:.0f} ms"
     if last["overheated"] > first["overheated"]:
         yield "the processor was slowed for its temperature"
-
-
-def _clock_complaints(mhz: Sequence[float]) -> Iterator[str]:
-    if mhz and min(mhz) < (1 - CLOCK_SPREAD) * max(mhz):
-        yield f"the processor's clock moved between {min(mhz):.0f} and {max(mhz):.0f} MHz"
 
 
 def busy_and_stolen(stat: str, cpus: set[int]) -> tuple[float, float]:

@@ -87,7 +87,7 @@ def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[P
     tracked = frozenset(_lines(root, "ls-tree", "-r", "-z", "--name-only", revision.commit))
     with TemporaryDirectory(prefix="engineworks-revision-") as name:
         tree = RevisionTree(revision, Path(name).resolve() / "tree", differing, tracked)
-        unkept = {p for f in folders for p in _yaml_names(root, f) if p not in tracked}
+        unkept = {p.relative_to(root).as_posix() for folder in folders for p in folder.glob("*.yaml")} - tracked
         unkept |= {w.relative_to(root).as_posix() for w in without if w.is_relative_to(root)}
         _mirror(root, tree.root, set(folders), differing | unkept)
         (tree.root / ".git").mkdir()  # marks a repository, which paths of recipes may not leave
@@ -96,10 +96,6 @@ def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[P
         for folder in folders:
             tree.then(folder).mkdir(parents=True, exist_ok=True)
         yield tree
-
-
-def _yaml_names(root: Path, folder: Path) -> Iterator[str]:
-    return (path.relative_to(root).as_posix() for path in folder.glob("*.yaml"))
 
 
 def _mirror(root: Path, target: Path, real: set[Path], left_out: frozenset[str]) -> None:

@@ -169,20 +169,20 @@ INVALID = (
 
 @cache
 def ort_errors() -> tuple[type[Exception], ...]:
-    """All exceptions that ONNX Runtime raises; they have no common base of their own."""
+    """All exceptions that ONNX Runtime raises: its own, which have no common base, and Python's for arguments of a
+    wrong kind."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
-    return (*own, RuntimeError, ValueError)
+    return (*own, RuntimeError, ValueError, TypeError)
 
 
 @contextmanager
 def ort_errors_as(kind: type[EngineworksError], what: str) -> Iterator[None]:
     """Raise `kind` with `what` and ONNX Runtime's message for its errors."""
-    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
     try:
         yield
-    except kinds as error:
+    except ort_errors() as error:
         raise kind(f"{what}: {error}") from error
 
 

@@ -20,8 +20,7 @@ from engineworks.host.child.start import descendants
 from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, Server, http_get
 from engineworks.package.package import CONTAINER
 from engineworks.serving import guard
-from engineworks.serving.client import Client
-from engineworks.serving.triton_log import last_error
+from engineworks.serving.client import Client, last_error
 
 READY_S, STOP_S = 60.0, 15.0
 ENDS_S = 1.0

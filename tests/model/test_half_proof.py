@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.errors import LoweringError, SamplesError
 from engineworks.model.lower.half.graph import FORMATS
 from engineworks.model.lower.half.half import lower_half
-from engineworks.model.lower.half.limits import HalfLimits
 from engineworks.model.lower.half.prove import cosine, prove, reference_outputs
 from engineworks.model.lower.half.run import Bench
+from engineworks.model.lower.report import HalfLimits
 
 F32 = TensorProto.FLOAT
 DTYPES = ["float16", "bfloat16"]

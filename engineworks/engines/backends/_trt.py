@@ -30,8 +30,7 @@ from engineworks.engines.backends._trt_config import (
     shrink_workspace,
     use_timing_cache,
 )
-from engineworks.engines.backends._trt_log import Logger, logger_of
-from engineworks.engines.backends._trt_messages import builder_message
+from engineworks.engines.backends._trt_log import Logger, builder_message, logger_of
 from engineworks.engines.backends._trt_parse import (
     Interface,
     interface_of,

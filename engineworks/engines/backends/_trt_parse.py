@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends._trt_log import Logger
-from engineworks.engines.backends._trt_messages import parser_message
+from engineworks.engines.backends._trt_log import Logger, parser_message
 from engineworks.engines.backends._trt_tensors import given_names
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.host.lazy import onnx

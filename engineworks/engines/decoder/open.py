@@ -46,8 +46,7 @@ def open_onnx_decoder(
     """Load an ONNX decoder, optimized or not, for the CPU. Raises `RunError`."""
     import onnxruntime as ort
 
-    from engineworks.engines.decoder.ort_growing import OrtGrowingDecoder
-    from engineworks.engines.decoder.ort_in_place import OrtInPlaceDecoder
+    from engineworks.engines.decoder.ort import OrtGrowingDecoder, OrtInPlaceDecoder
 
     try:
         session = ort.InferenceSession(str(model), cpu.session_options(options), providers=["CPUExecutionProvider"])

@@ -74,9 +74,7 @@ def open_library() -> None:
     """Import ONNX Runtime and load the CUDA libraries of Python packages (since ONNX Runtime 1.21)."""
     import onnxruntime as ort
 
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        preload()
+    ort.preload_dlls()
 
 
 device_watch = GpuWatch
@@ -127,30 +125,27 @@ def _fallen_back(captured: str) -> RunError:
     return RunError(f"ONNX Runtime would run on the CPU, not on the GPU: {why}", log=captured)
 
 
-def _placement(session: Any) -> dict[str, list[str]] | None:
-    """Return nodes by execution provider, each as 'Op (name)'; None where this version does not report them."""
-    ask = getattr(session, "get_provider_graph_assignment_info", None)
-    if ask is None:
-        return None
+def _placement(session: Any) -> dict[str, list[str]]:
+    """Return nodes by execution provider, each as 'Op (name)'."""
     placed: dict[str, list[str]] = {}
-    for part in ask():
+    for part in session.get_provider_graph_assignment_info():
         placed.setdefault(part.ep_name, []).extend(f"{n.op_type} ({n.name})" for n in part.get_nodes())
     if not placed.get(PROVIDER):
         raise RunError("ONNX Runtime would run every node of this model on the CPU", log=str(Counter(placed)))
     return placed
 
 
-def _notes(placed: Mapping[str, list[str]] | None) -> tuple[str, ...]:
-    not_on_gpu = [node for provider, nodes in (placed or {}).items() if provider != PROVIDER for node in nodes]
-    if placed is None or not not_on_gpu:
+def _notes(placed: Mapping[str, list[str]]) -> tuple[str, ...]:
+    not_on_gpu = [node for provider, nodes in placed.items() if provider != PROVIDER for node in nodes]
+    if not not_on_gpu:
         return ()
     total = sum(map(len, placed.values()))
     more = f" and {len(not_on_gpu) - SHOWN_NODES} more" if len(not_on_gpu) > SHOWN_NODES else ""
     return (f"{len(not_on_gpu)} of {total} nodes run on the CPU: {', '.join(not_on_gpu[:SHOWN_NODES])}{more}",)
 
 
-def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, object]:
-    counts = None if placed is None else {provider: len(nodes) for provider, nodes in placed.items()}
+def _facts(session: Any, placed: Mapping[str, list[str]]) -> dict[str, object]:
+    counts = {provider: len(nodes) for provider, nodes in placed.items()}
     provider_options = session.get_provider_options().get(PROVIDER, {})
     shown = {
         name: provider_options[name]

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,15 +32,62 @@ from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_STEP_FAILED,
     EngineworksError,
+    InputError,
     RecipeError,
     StepError,
     TimeLimitError,
 )
 from engineworks.host.child import how_it_ended
-from engineworks.host.child.start import search_path, start_child, working_folder
+from engineworks.host.child.start import Command, search_path, start_child, working_folder
 from engineworks.host.child.wait import Lines, TimeUp, wait_for_answer
-from engineworks.host.sandbox.command import sandbox_command
 from engineworks.host.sandbox.wire import Answer, Array, GarbledError, array_frame, end_frame
+
+SETTING = "ENGINEWORKS_SANDBOX"
+BWRAP, PROCESS = "bwrap", "process"
+"""Its values: bubblewrap, or a process of its own that may write what we may. By default the kernel (`landlock`)
+refuses writes outside of the temporary folder, where it can."""
+
+BOOTSTRAP = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from engineworks.host.sandbox.serve import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+_WITHHELD = re.compile(
+    r"(?:ENGINEWORKS|MLFLOW|PREFECT|AWS|AZURE|GOOGLE|FSSPEC)_|.*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)", re.IGNORECASE
+)
+"""Names of variables that user code does not get: places of ours, and whatever may open something."""
+
+
+def sandbox_command(environ: Mapping[str, str], cwd: Path, scratch: Path) -> Command:
+    """Return how to start a sandbox whose temporary files lie in `scratch`. Raises `InputError` as `bubblewrap`."""
+    env = {name: value for name, value in environ.items() if not _WITHHELD.match(name)}
+    asked = {SETTING: environ[SETTING]} if environ.get(SETTING) else {}
+    return Command(env | asked | {"TMPDIR": str(scratch)}, BOOTSTRAP, bubblewrap(environ, scratch), cwd)
+
+
+def bubblewrap(environ: Mapping[str, str], scratch: Path | None = None) -> tuple[str, ...]:
+    """Return the call of bubblewrap, () where the setting does not ask for it.
+
+    Raises `InputError` for another setting, and where bubblewrap is not installed.
+    """
+    asked = environ.get(SETTING, "")
+    if asked in ("", PROCESS):
+        return ()
+    if asked != BWRAP:
+        raise InputError(
+            f"{SETTING}={asked}: unknown sandbox", hint=f"set it to '{BWRAP}' or '{PROCESS}', or leave it out"
+        )
+    program = shutil.which(BWRAP, path=environ.get("PATH"))
+    if program is None:
+        raise InputError(
+            f"{SETTING}={BWRAP}: bubblewrap is not installed", hint=f"install it, or run without {SETTING}"
+        )
+    writable = () if scratch is None else ("--bind", str(scratch), str(scratch))
+    return (
+        program, "--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/", "/", "--dev-bind", "/dev",
+        "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc", *writable, "--",
+    )  # fmt: skip
+
 
 MAX_OUTPUT_BYTES = 1 << 20
 """Output of the user's code that is passed on, in characters; a log must not fill the disk."""

@@ -21,7 +21,7 @@ from typing import Any
 from engineworks.errors import EngineworksError, StepError
 from engineworks.host.child.serve import encode_error, find, flush_output, print_line_by_line, take_over_stdin
 from engineworks.host.child.supervise import supervise
-from engineworks.host.sandbox.command import PROCESS, SETTING
+from engineworks.host.sandbox import PROCESS, SETTING
 from engineworks.host.sandbox.wire import Array, array_frame, end_frame, file_frame, read_message
 
 MAX_TEXT = 1 << 16

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,24 +22,33 @@ from engineworks.model.calibrate.activations import Activation, Settings
 from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
 from engineworks.model.calibrate.histograms import BinCounter
 from engineworks.model.calibrate.ranges import Method, Ranges
-from engineworks.model.calibrate.reductions import open_reductions
+from engineworks.model.calibrate.reductions import ReducedModel, open_reductions
 from engineworks.model.calibrate.runtime import CPU_PROVIDER, Device, choose_providers
 from engineworks.model.calibrate.sessions import HOST, SegmentedModel, open_segments
-from engineworks.model.calibrate.values import AllValues, DeviceValues, HostValues
-from engineworks.tensors import TensorSpec
+from engineworks.model.calibrate.values import DeviceValues, HostValues
 
 if TYPE_CHECKING:
     from engineworks.model.calibrate.sessions import Tensor
 
 
+Batch = Mapping[str, NDArray[Any]]
+
+EARLY = 0.8
+"""Share of the samples after which the ranges are first read: they should not move much any more."""
+
+SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
+"""A moving average samples values of this many batches, then of one in this many, to estimate how many its range clips.
+A histogram costs as much as both extremes do."""
+
+
 class Tally:
     """Counts tensors where they lie: on a device at once, on the host in its own thread, one segment behind the model.
 
-    So at most two segments' tensors are in memory. Satisfies `collect.Passes`.
+    So at most two segments' tensors are in memory.
     """
 
     def __init__(self, runner: SegmentedModel, settings: Settings) -> None:
-        self.inputs, self.provider = runner.inputs, runner.provider
+        self.inputs, self.provider = runner.inputs, runner.provider  # ONNX Runtime's execution provider
         self._runner, self._settings = runner, settings
         self._host = BinCounter(bins := settings.counted_bins)
         place = runner.place
@@ -52,10 +61,11 @@ class Tally:
         self._thread.shutdown()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of the
-        model's inputs.
+        """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
+        the model's inputs.
 
-        Raises as `SegmentedModel.run`, and what a calibrator raises, now or for earlier tensors.
+        Raises `SamplesError` if the names of `feeds` are not the model's inputs, and `CalibrationError` with ONNX
+        Runtime's message if the model does not run on them. Errors of a calibrator may come only at the next batch.
         """
         self._runner.run(feeds, partial(self._take, activations, look))
 
@@ -78,7 +88,7 @@ class Tally:
             sampled = values.sampled_counts if look and self._settings.samples else None
             activations[name].add(values, values.counts if self._settings.counts_all else sampled)
 
-    def _values(self, tensor: Tensor) -> AllValues:
+    def _values(self, tensor: Tensor) -> HostValues | DeviceValues:
         if isinstance(tensor, np.ndarray):
             return HostValues(tensor, self._host)
         dtype = COUNTED.get(tensor.data_type())
@@ -87,36 +97,8 @@ class Tally:
         return HostValues(tensor.numpy(), self._host)
 
 
-Batch = Mapping[str, NDArray[Any]]
-
-EARLY = 0.8
-"""Share of the samples after which the ranges are first read: they should not move much any more."""
-
-SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
-"""A moving average samples values of this many batches, then of one in this many, to estimate how many its range clips.
-A histogram costs as much as both extremes do."""
-
-
-class Passes(Protocol):
-    """Runs a model on batches and passes its tensors to calibrators."""
-
-    inputs: tuple[TensorSpec, ...]
-    provider: str
-    """ONNX Runtime's execution provider."""
-
-    def run(self, feeds: Batch, activations: Mapping[str, Activation], *, look: bool) -> None:
-        """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
-        the model's inputs.
-
-        Raises `SamplesError` if the names of `feeds` are not the model's inputs, and `CalibrationError` with ONNX
-        Runtime's message if the model does not run on them. Errors of a calibrator may come only at the next batch.
-        """
-
-    def finish(self) -> None:
-        """Wait until everything is taken in. Raises what a calibrator raised."""
-
-    def close(self) -> None:
-        """Stop its threads and sessions."""
+Passes = Tally | ReducedModel
+"""Runs a model on batches and passes its tensors to calibrators."""
 
 
 def collect_ranges(

@@ -147,7 +147,7 @@ _NO_SAMPLE = np.zeros(0, np.float32)
 
 
 class ReducedModel:
-    """Runs the whole model on one batch after the other; satisfies `collect.Passes`. See `open_reductions`."""
+    """Runs the whole model on one batch after the other, as `collect.Tally` does. See `open_reductions`."""
 
     def __init__(
         self,
@@ -167,11 +167,7 @@ class ReducedModel:
         self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a calibrator
-        raises.
-
-        feeds: by input name, with the shapes and dtypes of the model's inputs.
-        """
+        """As `collect.Tally.run`."""
         check_names(self.inputs, feeds)
         reduced = self._reduce(self._run(feeds, look=look))
         for name, activation in activations.items():

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from engineworks.host.lazy import Array, onnx, ort
-from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
-from engineworks.model.ort import exact_options
+from engineworks.model.ort import exact_options, ort_errors
 from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
 
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -110,5 +109,5 @@ def _computed(
     try:
         session = ort.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(outputs, session.run(outputs, feeds), strict=True))
-    except runtime_failures():
+    except ort_errors():
         return None

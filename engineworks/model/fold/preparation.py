@@ -8,7 +8,6 @@ from typing import Any
 
 from engineworks.host.lazy import np, onnx
 from engineworks.model.fold.dims import Symbols, apply_inputs, forget_inner_shapes
-from engineworks.model.fold.names import name_nodes, name_tensors
 from engineworks.model.fold.shapes import infer_shapes
 from engineworks.model.fold.tidy import (
     constants_to_initializers,
@@ -16,6 +15,8 @@ from engineworks.model.fold.tidy import (
     drop_inputs_with_values,
     drop_unused,
     hoist_initializers,
+    name_nodes,
+    name_tensors,
 )
 from engineworks.model.graphs import all_graphs, attribute, set_nodes, sort_nodes
 from engineworks.model.onnx_files import ir_version_for, known_dim, opset_of

@@ -8,6 +8,7 @@ may tip.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
@@ -86,17 +87,8 @@ def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> lis
     step = ROUNDING[elem_type]
     source, product = (f"{result}/wide", f"{result}/product") if half else (name, result)
     if opset < NO_RANDOM_OPSET:
-        noise = [
-            onnx.helper.make_node(
-                "RandomUniformLike",
-                [source],
-                [f"{result}/u"],
-                low=1 - step,
-                high=1 + step,
-                dtype=wide,
-                seed=float(seed),
-            )
-        ]
+        drawn: dict[str, Any] = {"low": 1 - step, "high": 1 + step, "dtype": wide, "seed": float(seed)}
+        noise = [onnx.helper.make_node("RandomUniformLike", [source], [f"{result}/u"], **drawn)]
     else:
         noise = _noise_of_values(source, f"{result}/u", wide, step)
     nodes = [*noise, onnx.helper.make_node("Mul", [source, f"{result}/u"], [product])]

@@ -14,7 +14,7 @@ from engineworks.engines.decoder.base import Logits, Tokens
 from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.errors import RunError
 from engineworks.measure.decoder.situations import TOLERANCES, difference
-from engineworks.model.decoder.fused.fuse import fuse_decoder
+from engineworks.model.decoder.fused import fuse_decoder
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.steps.decoder.made_feeds import read_decoder

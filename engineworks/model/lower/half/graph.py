@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from engineworks.errors import ModelError
 from engineworks.host.lazy import onnx
-from engineworks.model.graphs import constant_tensor, fresh_name, names_read, set_nodes, sort_nodes, subgraphs
+from engineworks.model.graphs import (
+    constant_tensor,
+    fresh_name,
+    keep_named,
+    names_read,
+    set_nodes,
+    sort_nodes,
+    subgraphs,
+)
 from engineworks.model.lower.report import HalfType
 from engineworks.model.onnx_files import opset_of, without_initializers
 from engineworks.model.tensor_storage import is_external, tensor_bytes, tensor_values
@@ -117,16 +125,13 @@ class TypedGraph:
             inner = {name for graph in subgraphs(node) for name in _outer_names(graph)}
             if any(True for _ in subgraphs(node)):
                 captured[at] = tuple(
-                    sorted(n for n in inner if n in self.producers or n in self.weights or self.is_input(n))
+                    sorted(n for n in inner if n in self.producers or n in self.weights or n in self.inputs)
                 )
         return captured
 
     @cached_property
     def captured_names(self) -> frozenset[str]:
         return frozenset(name for names in self.captured.values() for name in names)
-
-    def is_input(self, name: str) -> bool:
-        return name in self.inputs
 
     def is_float(self, name: str) -> bool:
         """Return whether the tensor has the type that is converted."""
@@ -152,7 +157,7 @@ def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
     """Return the model without the main graph's initializers, and these by name. Only the former is a copy."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     shell = without_initializers(model)
-    drop_inputs(shell.graph, set(weights))  # an old exporter lists weights among the inputs
+    keep_named(shell.graph.input, lambda name: name not in weights)  # an old exporter lists weights among the inputs
     return shell, weights
 
 
@@ -189,13 +194,6 @@ def complete_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProt
     used = {name for node in model.graph.node for name in names_read(node)} | {v.name for v in model.graph.output}
     model.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
     return model
-
-
-def drop_inputs(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Remove the graph inputs of these names."""
-    kept = [value for value in graph.input if value.name not in names]
-    del graph.input[:]
-    graph.input.extend(kept)
 
 
 def _outer_names(graph: onnx.GraphProto) -> set[str]:
@@ -241,7 +239,7 @@ def _without_shown(model: onnx.ModelProto, weights: dict[str, onnx.TensorProto])
     for tensor in model.graph.initializer:
         weights.setdefault(tensor.name, tensor)
     shell, _ = split_model(model)
-    drop_inputs(shell.graph, set(weights))
+    keep_named(shell.graph.input, lambda name: name not in weights)
     return shell
 
 

@@ -18,13 +18,12 @@ from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
 from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model, typed_graph
-from engineworks.model.lower.half.limits import DEFAULT_LIMITS, HalfLimits, failure
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
 from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
 from engineworks.model.lower.half.rules import asked_for
 from engineworks.model.lower.half.run import Arrays, Bench
-from engineworks.model.lower.report import HalfReport, HalfType
+from engineworks.model.lower.report import DEFAULT_LIMITS, HalfLimits, HalfReport, HalfType, failure
 
 _SHARES = (0.01, 0.03, 0.1, 0.3)
 """Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""

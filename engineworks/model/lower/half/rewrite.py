@@ -185,7 +185,7 @@ class _Rewriter:
 
     def _is_outer(self, name: str, elem_type: int) -> bool:
         """Return whether the graph output of this name has this type in the result."""
-        return name in self._graph.outputs and not self._graph.is_input(name) and elem_type == self._wide
+        return name in self._graph.outputs and name not in self._graph.inputs and elem_type == self._wide
 
     def _retype_values(self, graph: onnx.GraphProto) -> None:
         """Update value_info; entries of removed tensors are dropped."""

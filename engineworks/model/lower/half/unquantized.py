@@ -31,11 +31,10 @@ from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.convert import convert, prepare
 from engineworks.model.lower.half.half import lower_half
-from engineworks.model.lower.half.limits import DEFAULT_LIMITS
 from engineworks.model.lower.half.overflow import first_overflow
 from engineworks.model.lower.half.prove import compare_outputs, prove, reference_outputs
 from engineworks.model.lower.half.run import Arrays, Bench
-from engineworks.model.lower.report import HalfReport, HalfType, OutputProof
+from engineworks.model.lower.report import DEFAULT_LIMITS, HalfReport, HalfType, OutputProof
 from engineworks.settings import uses_workarounds
 
 MORE_NOISE_DB = 6.0

@@ -11,7 +11,7 @@ from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.decoder import check_decoder
 from engineworks.recipe.findings import Finding, at_key, at_value, twins
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
-from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
+from engineworks.recipe.part import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
 
-from engineworks.recipe.numbers import Extent, Length, Number
-from engineworks.recipe.part import Part
+from engineworks.recipe.part import Extent, Length, Number, Part
 
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Average = Literal["macro", "micro", "binary"]

@@ -14,8 +14,19 @@ from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
-from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds
-from engineworks.recipe.part import DimName, Name, Part
+from engineworks.recipe.part import (
+    DimName,
+    Extent,
+    Fraction,
+    Length,
+    Name,
+    Number,
+    Opset,
+    Part,
+    Percentile,
+    Positive,
+    Seconds,
+)
 from engineworks.recipe.performance import Performance
 from engineworks.recipe.two_forms import as_list, as_name, beside, npz_schema, slices_schema
 

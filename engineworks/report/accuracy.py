@@ -118,11 +118,9 @@ def _cosine(value: float | None) -> Cell:
 
 
 def _scientific(value: float | None) -> Cell:
-    return (
-        Cell("")
-        if value is None
-        else Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
-    )
+    if value is None:
+        return Cell("")
+    return Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
 
 
 def _shapes(compared: Compared, background: Background) -> Iterator[Block | None]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.report.counting import many
 from engineworks.report.palette import short
+from engineworks.report.words import many
 
 NAMED = 4
 """Engines that an answer names; it counts the others."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from engineworks.builds.progress import Listener, listen
-from engineworks.report.counting import many
+from engineworks.report.words import many
 
 if TYPE_CHECKING:
     from engineworks.plan.plan import Plan

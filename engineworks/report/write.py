@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from engineworks.builds.results import BuildResult
 from engineworks.host.atomic_write import write_atomically
-from engineworks.report.ages import day
 from engineworks.report.answer import may_ship
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.sections import sections
 from engineworks.report.text import render_markdown
 from engineworks.report.verdict_section import anchor, counts
+from engineworks.report.words import day
 
 if TYPE_CHECKING:
     from jinja2 import Template

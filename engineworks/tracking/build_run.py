@@ -11,7 +11,7 @@ from typing import Unpack
 from engineworks.errors import TrackingError
 from engineworks.tracking.connection import Connection
 from engineworks.tracking.ending import Ending, EndStatus, Values
-from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import RunQuery
 from engineworks.tracking.records import (
     ENGINE,
     ENGINE_DIGEST,

@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.queries import RunQuery, quoted
-from engineworks.tracking.reader import ModelRecord, VersionRecord
+from engineworks.tracking.reader import ModelRecord, RunQuery, VersionRecord, quoted
 from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
 from engineworks.tracking.sqlite_writer import within
 

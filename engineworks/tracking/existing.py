@@ -19,7 +19,7 @@ from engineworks.tracking.opening import (
     sqlite_file,
     without_password,
 )
-from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import RunQuery
 from engineworks.tracking.records import ENGINE_BUILD_KEY, RECIPE, RECORD_ID, RUN, STORE_KEYS, store_keys_of
 
 if TYPE_CHECKING:

@@ -144,11 +144,8 @@ def check_mlmodel(root: Path) -> None:
     place = root / "MLmodel"
     flavors = _read_yaml(place).get("flavors")
     flavor = flavors.get("python_function") if isinstance(flavors, Mapping) and len(flavors) == 1 else None
-    named = (
-        {k: v for k, v in flavor.items() if k not in HARMLESS and (k, v) != ("code", None)}
-        if isinstance(flavor, Mapping)
-        else {}
-    )
+    items = flavor.items() if isinstance(flavor, Mapping) else ()
+    named = {k: v for k, v in items if k not in HARMLESS and (k, v) != ("code", None)}
     if named != {"loader_module": LOADER, "data": f"data/{FOLDER}"}:
         raise TrustError(
             f"{place}: names something else than Engineworks' loader, which MLflow would run",

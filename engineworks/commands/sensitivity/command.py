@@ -63,17 +63,17 @@ def sensitivity(
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         made = measure_sensitivity(recipe, settings, precision=precision, target=target, samples=samples)
     title = f"{made.id}: {made.found.samples} samples"
-    file = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
-    plot = write_plot(made.found, title, file)
+    plot = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
+    write_plot(made.found, title, plot)
     diff, written = _patch(made, recipe, write=write)
     if as_json:
-        terminal.print_json({**made.to_json(), "plot": str(plot) if plot else None, "diff": diff, "written": written})
+        terminal.print_json({**made.to_json(), "plot": str(plot), "diff": diff, "written": written})
     else:
         _say(made, plot, diff, written=written, quiet=quiet)
     raise typer.Exit(made.exit_code)
 
 
-def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quiet: bool) -> None:
+def _say(made: Sensitivity, plot: Path, diff: str, *, written: bool, quiet: bool) -> None:
     from engineworks.commands.recipe_patch import print_difference
 
     if not quiet:
@@ -105,7 +105,7 @@ def _rows(report: SensitivityReport) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
+def _messages(made: Sensitivity, plot: Path) -> Iterator[str]:
     from engineworks.commands.sensitivity.measurement import failures
 
     report, cost = made.found, made.found.cost
@@ -128,7 +128,7 @@ def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
         f"{cost.tried} parts tried and {cost.evaluations} lists in {cost.seconds:.1f} s: "
         f"{ratio:.1f} passes of fp32 over the samples per part"
     )
-    yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
+    yield f"plot: {plot}"
 
 
 def _values_text(values: ModelCost) -> str:
@@ -147,13 +147,11 @@ MOST_BARS = 30
 _KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
 
 
-def write_plot(report: SensitivityReport, title: str, file: Path) -> Path | None:
-    """Write the picture (SVG, or the format of the file's suffix); None if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
+def write_plot(report: SensitivityReport, title: str, file: Path) -> None:
+    """Write the picture: SVG, or the format of the file's suffix."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     parts = report.parts[:MOST_BARS]
     figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
     FigureCanvasSVG(figure)
@@ -170,7 +168,6 @@ def write_plot(report: SensitivityReport, title: str, file: Path) -> Path | None
     drawn = io.BytesIO()
     figure.savefig(drawn, format=file.suffix.lstrip(".") or "svg", metadata={"Date": None})
     write_atomically(file, drawn.getvalue())
-    return file
 
 
 def _label(part: Part) -> str:

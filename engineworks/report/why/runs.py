@@ -12,8 +12,8 @@ from engineworks.builds.recorded import build_of, engine_runs, find_run, read_js
 from engineworks.errors import InputError, Place, RecipeError
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.latency_report import Latency
-from engineworks.plan.closure import closure
 from engineworks.plan.kinds import STEP_KINDS
+from engineworks.plan.steps import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.shared import open_store

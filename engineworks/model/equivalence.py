@@ -122,7 +122,15 @@ def compare(candidate: ort.InferenceSession, expected: Sequence[Expected]) -> di
     of the first difference above `TOLERANCE`."""
     worst = dict.fromkeys(expected[0].outputs, 0.0)
     for run in expected:
-        _compare_once(candidate, run.feed, run.outputs, worst, run.where)
+        try:
+            actual = _run(candidate, run.feed)
+        except ort_errors() as error:
+            raise FoldError(f"the rewritten model does not run {run.where}: {runtime_reason(error)}") from None
+        for name, value in run.outputs.items():
+            apart, problem = difference(value, actual[name])
+            worst[name] = max(worst[name], apart)
+            if problem:
+                raise FoldError(f"output '{name}' {problem}, {run.where}")
     return worst
 
 
@@ -189,20 +197,6 @@ def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDA
     nonzero = finite[finite > 0]
     scale = min(nonzero.max(), 100 * np.quantile(nonzero, 0.1)) if nonzero.size else 0.0
     return np.maximum(values, scale)
-
-
-def _compare_once(
-    candidate: ort.InferenceSession, feed: Arrays, expected: Arrays, worst: dict[str, float], when: str
-) -> None:
-    try:
-        actual = _run(candidate, feed)
-    except ort_errors() as error:
-        raise FoldError(f"the rewritten model does not run {when}: {runtime_reason(error)}") from None
-    for name, value in expected.items():
-        apart, problem = difference(value, actual[name])
-        worst[name] = max(worst[name], apart)
-        if problem:
-            raise FoldError(f"output '{name}' {problem}, {when}")
 
 
 def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, Array]:

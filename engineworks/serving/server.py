@@ -92,17 +92,17 @@ class StartedServer:
 
 @contextlib.contextmanager
 def started(
-    server: InstalledServer, repository: Path, *, env: Mapping[str, str] | None = None, python: Path | None = None
+    server: InstalledServer, repository: Path, *, env: Mapping[str, str] | None = None
 ) -> Iterator[StartedServer]:
     """Start a server without models (they are loaded by name), and stop it afterwards whatever happens.
 
-    env: the server's environment, by default ours. python: the interpreter of Python models, by default ours. Raises
-    `RunError` where it does not become ready. A `RunError` within the context gets the server's log, and says how the
-    server ended where it did: the client's errors only follow from that.
+    env: the server's environment, by default ours. Python models run in our interpreter. Raises `RunError` where it
+    does not become ready. A `RunError` within the context gets the server's log, and says how the server ended where it
+    did: the client's errors only follow from that.
     """
     environ = dict(os.environ if env is None else env)
     environ.setdefault("MALLOC_ARENA_MAX", ARENAS)
-    environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
+    environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), environ.get("PATH", "")))
     with tempfile.TemporaryDirectory(prefix="engineworks-triton-") as folder:
         process = _start(server, repository, Path(folder), environ)
         try:

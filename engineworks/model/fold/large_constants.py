@@ -62,10 +62,8 @@ def fold_large_constants(model: onnx.ModelProto, spill: Path, limit_bytes: int) 
 
 def _wanted_nodes(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> list[int]:
     """Positions of the foldable nodes that a large weight goes through, and of those that these depend on."""
-    known, large = (
-        set(constants),
-        {n for n, t in constants.items() if is_external(t) and tensor_bytes(t) >= _LARGE_BYTES},
-    )
+    known = set(constants)
+    large = {n for n, t in constants.items() if is_external(t) and tensor_bytes(t) >= _LARGE_BYTES}
     makers: dict[str, int] = {}
     read: set[str] = set()
     wanted: set[int] = set()

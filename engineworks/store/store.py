@@ -64,7 +64,7 @@ class Store:
     def get(self, key: str, *, echo: Callable[[str], None] | None = None) -> Artifact | None:
         """Return the artifact after checking its digests (once per process), None for a miss.
 
-        A damaged artifact is a miss: it is moved away and `say` gets the reason.
+        A damaged artifact is a miss: it is moved away and `echo` gets the reason.
         """
         artifact, why = self.peek(key), None
         if artifact is not None:

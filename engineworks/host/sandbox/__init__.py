@@ -44,7 +44,7 @@ from engineworks.host.sandbox.wire import Answer, Array, GarbledError, array_fra
 
 SETTING = "ENGINEWORKS_SANDBOX"
 BWRAP, PROCESS = "bwrap", "process"
-"""Its values: bubblewrap, or a process of its own that may write what we may. By default the kernel (`landlock`)
+"""Its values: bubblewrap, or a process of its own that may write what we may. By default the kernel (Landlock)
 refuses writes outside of the temporary folder, where it can."""
 
 BOOTSTRAP = (
@@ -96,7 +96,7 @@ MAX_OUTPUT_BYTES = 1 << 20
 class Sandbox:
     """One process for one piece of user code. Not thread-safe.
 
-    what: names the code in messages, e.g. "the metric 'm:f'". error: the class of its failures. say: gets every line
+    what: names the code in messages, e.g. "the metric 'm:f'". error: the class of its failures. echo: gets every line
     of its output. time_limit_s: for all questions together.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import backend, backend_facts, runner
-from engineworks.engines.backends.base import LayerTimer, Runner, Serving, Session, TimedLayer
+from engineworks.engines.backends.base import PLAIN, LayerTimer, Runner, Serving, Session, TimedLayer
 from engineworks.engines.passport import Passport
 from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
@@ -25,11 +25,7 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
 
 
 def load_engine(
-    folder: Path,
-    target: Mapping[str, Any],
-    *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
-    cache: Path | None = None,
+    folder: Path, target: Mapping[str, Any], *, serving: Serving = PLAIN, cache: Path | None = None
 ) -> Session:
     """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` if its bytes were altered."""
     runner_of(target)
@@ -38,11 +34,7 @@ def load_engine(
 
 
 def load_verified(
-    engine: VerifiedEngine,
-    target: Mapping[str, Any],
-    *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
-    cache: Path | None = None,
+    engine: VerifiedEngine, target: Mapping[str, Any], *, serving: Serving = PLAIN, cache: Path | None = None
 ) -> Session:
     """Load a verified engine. Raises `RunError` where this host cannot run it."""
     run, sidecar = runner_of(target), engine.sidecar

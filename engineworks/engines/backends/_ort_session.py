@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes, TimedLayer
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array, NDArray, np, ort
+from engineworks.host.lazy import Array, Arrays, NDArray, np, ort
 from engineworks.model.onnx_files import load_model
 from engineworks.model.ort import ort_errors, plain
 from engineworks.tensors import Profile, TensorSpec
@@ -52,14 +52,14 @@ class OrtSession:
         self.inputs, self.outputs = specs(session.get_inputs()), specs(session.get_outputs())
         self._names = [o.name for o in self.outputs]
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns all
         outputs by name, in the model's dtypes. Raises `RunError`."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
         outputs = self._try(arrays, lambda: session.run(self._names, arrays))
         return dict(zip(self._names, outputs, strict=True))
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms, with inputs and outputs bound by one untimed run, so that no timed run allocates. On
         a CPU `copies` has no effect."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
@@ -72,7 +72,7 @@ class OrtSession:
 
         return self._try(arrays, timed)
 
-    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+    def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
         """Return runs per second of `streams` threads that share the session for `seconds`."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
         end = time.monotonic() + seconds
@@ -105,13 +105,13 @@ class OrtSession:
             raise RunError("this session was closed; load the engine again")
         return self._session
 
-    def _try(self, arrays: Mapping[str, Array], work: Callable[[], T]) -> T:
+    def _try(self, arrays: Arrays, work: Callable[[], T]) -> T:
         try:
             return work()
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
 
-    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+    def _bind(self, arrays: Arrays) -> Any:
         binding = self._open().io_binding()
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
@@ -189,7 +189,7 @@ WARM_UP = 3
 """Runs before those that count; the profile of a session begins with its first run."""
 
 
-def profile_nodes(engine: Path, options: Any, feeds: Mapping[str, Array], runs: int) -> list[TimedLayer]:
+def profile_nodes(engine: Path, options: Any, feeds: Arrays, runs: int) -> list[TimedLayer]:
     """Run the engine `runs` times under the profiler. options: of the session, at the level of a usual load."""
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"

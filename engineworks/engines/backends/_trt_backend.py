@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends import _trt
 from engineworks.engines.backends._trt_host import why_not_run_here
-from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
+from engineworks.engines.backends.base import PLAIN, BuildReport, BuildRequest, Serving
 from engineworks.engines.capabilities import why_not_target
 from engineworks.tensors import TensorSpec
 
@@ -48,7 +48,7 @@ class TrtBackend:
         engine: Path,
         options: Mapping[str, object],
         *,
-        serving: Serving = Serving(),  # noqa: B008 - frozen
+        serving: Serving = PLAIN,
         cache: Path | None = None,
         known: Sequence[TensorSpec] = (),
     ) -> TrtSession:
@@ -59,7 +59,7 @@ class TrtBackend:
 
     def open_parts(
         self, folder: Path, parts: Sequence[Part], interface: DecoderInterface, streams: int, *,
-        serving: Serving = Serving(), cache: Path | None = None,  # noqa: B008 - frozen
+        serving: Serving = PLAIN, cache: Path | None = None,
     ) -> TrtDecoder:  # fmt: skip
         """Load a decoder's parts for the first visible GPU. Raises `RunError`."""
         from engineworks.engines.decoder.trt import TrtDecoder

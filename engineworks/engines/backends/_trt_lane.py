@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from engineworks.engines.backends._trt_dialect import Dialect
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import EngineTensor, choose_profile
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.tensors import Profile
 
 
@@ -47,7 +47,7 @@ class Lane:
         self._device = {t.name: DeviceBuffer() for t in tensors}
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
 
-    def place(self, arrays: Mapping[str, Array]) -> None:
+    def place(self, arrays: Arrays) -> None:
         """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory.
 
         arrays: one checked array per input, with the engine's dtype. Equal shapes in a row are set once: a request of
@@ -62,7 +62,7 @@ class Lane:
         for name, memory in self._given.items():
             memory[...] = arrays[name]
 
-    def _place(self, arrays: Mapping[str, Array]) -> None:
+    def _place(self, arrays: Arrays) -> None:
         self._placed, self._label = None, shapes_of(arrays)
         self._results.clear()
         self._switch_profile(choose_profile(self._profiles, arrays, self._profile))
@@ -86,7 +86,7 @@ class Lane:
                 name = tensor.name
                 self.stream.copy_in(self._device[name].address, self._pinned[name].address, self._given[name].nbytes)
 
-    def run(self, arrays: Mapping[str, Array]) -> None:
+    def run(self, arrays: Arrays) -> None:
         """Do one run with its copies, and wait for it. arrays: as in `place`."""
         self.place(arrays)
         self.copy_in()
@@ -234,7 +234,7 @@ class Lane:
             raise self.failure("made no execution context")
         return context
 
-    def _prepare_graph(self, arrays: Mapping[str, Array]) -> None:
+    def _prepare_graph(self, arrays: Arrays) -> None:
         """Let CUDA graphs replay this shape's run, if requested and possible; note once where it is not.
 
         A trial capture tests whether it is possible. TensorRT-RTX also replays engines whose shapes depend on the data,

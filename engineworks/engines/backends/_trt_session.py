@@ -16,7 +16,7 @@ from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import engine_profiles, engine_tensors, given_names
 from engineworks.engines.backends.base import RunTimes, TimedLayer
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.tensors import NARROWED, TensorSpec
 
 
@@ -61,14 +61,14 @@ class TrtSession:
         scratch = scratch_bytes(self._engine) if self._engine is not None else 0
         return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once. feeds: one array per input, in the engine's or the model's wider dtype. Returns all outputs by
         name, in the engine's dtypes. Raises `RunError`."""
         with self._at_work() as lane:
             lane.run(self._arrays(feeds))
             return lane.fetch()
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms after one untimed run. host: from the call to the end of the wait; device: by CUDA
         events. Copies use page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
@@ -79,7 +79,7 @@ class TrtSession:
                 host[i], device[i] = run()
         return RunTimes(tuple(host), tuple(device))
 
-    def layer_times(self, feeds: Mapping[str, Array], runs: int) -> tuple[str, list[TimedLayer]]:
+    def layer_times(self, feeds: Arrays, runs: int) -> tuple[str, list[TimedLayer]]:
         """Time every layer, without CUDA graphs: by the runtime's profiler, else by its kernels. Raises `RunError`."""
         from engineworks.engines.backends import _trt_layers
 
@@ -91,7 +91,7 @@ class TrtSession:
                 return "the runtime's profiler", _trt_layers.layers_of(self._trt, self._engine, spent)
             return "kernels traced by CUPTI", _trt_layers.time_by_kernels(lane.plain_run, runs)
 
-    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+    def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
         """Return runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread.
         Inputs and outputs stay on the GPU. Raises `RunError`."""
         arrays = self._arrays(feeds)
@@ -121,7 +121,7 @@ class TrtSession:
             self._free()
             self._lane = self._engine = self._runtime = None
 
-    def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _arrays(self, feeds: Arrays) -> dict[str, Array]:
         """Return the checked feeds in the engine's dtypes, by the engine's names of its inputs."""
         own = narrowed_feeds(self._wider, feeds)
         self._converted |= {

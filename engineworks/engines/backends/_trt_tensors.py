@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array, np
+from engineworks.host.lazy import Arrays, np
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 DTYPES = {
@@ -113,7 +113,7 @@ def engine_profiles(engine: Any, tensors: Sequence[EngineTensor]) -> tuple[Profi
     )
 
 
-def choose_profile(profiles: Sequence[Profile], feeds: Mapping[str, Array], current: int) -> int:
+def choose_profile(profiles: Sequence[Profile], feeds: Arrays, current: int) -> int:
     """Return the index of a profile that takes these shapes, preferably the current one. Raises `RunError` that lists
     what each profile takes."""
     shapes = {name: array.shape for name, array in feeds.items()}

@@ -112,6 +112,10 @@ class Serving(Record):
     kernels: Literal["lazy", "eager", "none"] = "lazy"
 
 
+PLAIN = Serving()
+"""How an engine is run where nothing is asked for."""
+
+
 @dataclass(frozen=True)
 class RunTimes:
     """Time of each run in ms, in order. host: from the call until the outputs are ready, by the host's clock.
@@ -243,7 +247,7 @@ class Runner(Protocol):
         engine: Path,
         options: Mapping[str, object],
         *,
-        serving: Serving = Serving(),
+        serving: Serving = PLAIN,
         cache: Path | None = None,
         known: Sequence[TensorSpec] = (),
     ) -> Session:
@@ -272,7 +276,7 @@ class PartsRunner(Protocol):
         interface: DecoderInterface,
         streams: int,
         *,
-        serving: Serving = Serving(),
+        serving: Serving = PLAIN,
         cache: Path | None = None,
     ) -> DecoderSession:
         """Load the parts' files (digests already verified) for so many streams. Raises `RunError`."""

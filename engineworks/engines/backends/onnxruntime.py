@@ -17,6 +17,7 @@ from typing import Any
 from engineworks.engines.backends._ort_session import OrtSession, profile_nodes, run_once_per_profile, specs
 from engineworks.engines.backends.base import (
     ENGINE_FILE,
+    PLAIN,
     BuildMemory,
     BuildReport,
     BuildRequest,
@@ -188,7 +189,7 @@ def load(
     engine: Path,
     options: Mapping[str, object],
     *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
+    serving: Serving = PLAIN,
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:

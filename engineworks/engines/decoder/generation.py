@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.engines.backends.base import Serving
+from engineworks.engines.backends.base import PLAIN, Serving
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.engine_files import altered
@@ -96,7 +96,7 @@ class Generator:
 
 def open_generator(
     engine: VerifiedEngine, target: Mapping[str, Any], *, streams: int = 1,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
+    serving: Serving = PLAIN,
 ) -> Generator:  # fmt: skip
     """Load a verified decoder with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
     host cannot run it."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends import onnxruntime as cpu
-from engineworks.engines.backends.base import PartsRunner, Serving
+from engineworks.engines.backends.base import PLAIN, PartsRunner, Serving
 from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.engine_session import runner_of
 from engineworks.engines.verified import VerifiedEngine, named
@@ -24,7 +24,7 @@ from engineworks.model.ort import ort_errors, what_failed
 
 def open_decoder(
     engine: VerifiedEngine, target: Mapping[str, Any], streams: int, *,
-    serving: Serving = Serving(), cache: Path | None = None,  # noqa: B008 - frozen
+    serving: Serving = PLAIN, cache: Path | None = None,
 ) -> DecoderSession:  # fmt: skip
     """Load a verified decoder for so many streams. cache: a folder with data of this engine on this device that makes
     the next load faster. Raises `RunError` where this host cannot run it."""

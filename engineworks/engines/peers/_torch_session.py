@@ -14,7 +14,7 @@ from engineworks.engines.backends.base import RunTimes
 from engineworks.engines.decoder.base import Logits, Tokens
 from engineworks.engines.peers.base import PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.model.export.interface import Interface
 from engineworks.tensors import TensorSpec
 
@@ -43,13 +43,13 @@ class TorchSession(PeerSession):
         self.outputs = tuple(TensorSpec(name, floats, tuple(shape)) for name, shape in interface.outputs.items())
         self._by_name = takes_names(module, tuple(spec.name for spec in interface.inputs))
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns
         outputs as the module gives them, bfloat16 as float32. Raises `RunError`."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._from_device(self._call(self._to_device(arrays))))
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms; `copies` includes the copies to and from the device."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._timed(arrays, runs, copies))
@@ -57,7 +57,7 @@ class TorchSession(PeerSession):
     def close(self) -> None:
         self._module = None
 
-    def _timed(self, arrays: Mapping[str, Array], runs: int, copies: bool) -> RunTimes:
+    def _timed(self, arrays: Arrays, runs: int, copies: bool) -> RunTimes:
         tensors = self._to_device(arrays)
 
         def once() -> None:
@@ -71,7 +71,7 @@ class TorchSession(PeerSession):
     def _call(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())
 
-    def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    def _to_device(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         """Copy arrays to the device with their shapes and dtypes; floats become float16 for `half`."""
         import torch
 
@@ -91,7 +91,7 @@ class TorchSession(PeerSession):
         tensors = dict(zip(names, plain_outputs(result, names), strict=True))
         return {n: (t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for n, t in tensors.items()}
 
-    def _try(self, arrays: Mapping[str, Array], work: Callable[[], Result]) -> Result:
+    def _try(self, arrays: Arrays, work: Callable[[], Result]) -> Result:
         import torch
 
         if self._module is None:

@@ -22,7 +22,7 @@ from engineworks.engines.peers.base import PeerModel, PeerSession, time_each
 from engineworks.errors import RunError
 from engineworks.host import cpu, gpu
 from engineworks.host.gpu import first_gpu
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Arrays
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
 from engineworks.model.ort import exact_options, ort_errors, plain
@@ -187,7 +187,7 @@ DEVICE, DEVICE_ID = "cuda", 0
 class OrtCudaSession(PeerSession, OrtSession):
     """Satisfies `backends.base.Session`. Not thread-safe."""
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms. Without copies, one untimed run allocates the outputs on the device. There are no
         device times, because ONNX Runtime has no events."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
@@ -205,7 +205,7 @@ class OrtCudaSession(PeerSession, OrtSession):
 
         return self._try(arrays, timed)
 
-    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+    def _bind(self, arrays: Arrays) -> Any:
         """Copy inputs to the device once; bind outputs to memory that one run allocated there."""
         import onnxruntime as ort
 

@@ -17,6 +17,8 @@ from engineworks.model.ort import exact_options, ort_errors_as, ort_level
 from engineworks.tensors import TensorSpec
 
 Device = Literal["auto", "cpu", "cuda"]
+Provider = str | tuple[str, dict[str, str]]
+"""ONNX Runtime's name of an execution provider, with its options if it has any."""
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -28,7 +30,7 @@ _SPIN_US = 50
 it costs a quarter, and ONNX Runtime's longer default a half."""
 
 
-def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+def choose_providers(device: Device) -> list[Provider]:
     """Return execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" if there is none."""
     there = CUDA_PROVIDER in ort.get_available_providers() and first_gpu() is not None
     if device == "cuda" and not there:
@@ -55,12 +57,7 @@ def write_part(part: onnx.ModelProto, file: Path, *, external: bool = False) -> 
 
 
 def open_session(
-    part: Path | bytes,
-    source: Path,
-    threads: int,
-    providers: Sequence[str | tuple[str, dict[str, str]]],
-    *,
-    alone: bool = False,
+    part: Path | bytes, source: Path, threads: int, providers: Sequence[Provider], *, alone: bool = False
 ) -> ort.InferenceSession:
     """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
     was cut from.

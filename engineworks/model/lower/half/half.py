@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.host.lazy import onnx
@@ -37,7 +36,7 @@ def lower_half(
     keep: Sequence[str] = (),
     limits: HalfLimits | None = None,
     autocast: bool | Literal["auto"] = "auto",
-    references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    references: Sequence[Arrays] | None = None,
     source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Convert to half precision, keep graph inputs and outputs as they are, and verify the result on sample inputs.
@@ -114,7 +113,7 @@ class _Lowering:
     prepared: Prepared
     limits: HalfLimits
     samples: Sequence[Arrays]
-    references: Sequence[Mapping[str, NDArray[Any]]]
+    references: Sequence[Arrays]
 
     def by_rules(self) -> _Attempt:
         """Convert by rules, and repair while it fails and rounds are left.
@@ -255,7 +254,7 @@ def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
     return samples
 
 
-def _check_references(references: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+def _check_references(references: Sequence[Arrays]) -> None:
     for at, outputs in enumerate(references):
         for name, value in outputs.items():
             if value.dtype.kind == "f" and value.size and np.isnan(value).all():

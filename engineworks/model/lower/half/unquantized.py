@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +89,7 @@ def halve_unquantized(
 
 
 def _noise_of(
-    bench: Bench,
-    quantized: onnx.ModelProto,
-    samples: Sequence[Arrays],
-    references: Sequence[Mapping[str, NDArray[Any]]],
+    bench: Bench, quantized: onnx.ModelProto, samples: Sequence[Arrays], references: Sequence[Arrays]
 ) -> Mapping[str, OutputProof]:
     """Compare the quantized model with the fp32 one. No results if the CPU cannot run it (fp8)."""
     return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}

@@ -12,7 +12,7 @@ from engineworks.commands.options import Json, Quiet, Verbose
 from engineworks.commands.plans import read_plans
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError, TargetError
 from engineworks.report import terminal
-from engineworks.settings import read_settings
+from engineworks.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from engineworks.builds.blame_result import Blame
     from engineworks.builds.results import BuildResult
     from engineworks.plan.plan import Plan
-    from engineworks.settings import Settings
 
 
 def blame(

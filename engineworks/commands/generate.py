@@ -13,11 +13,10 @@ import typer
 from engineworks.commands.completion import engine_ids
 from engineworks.commands.options import Json
 from engineworks.report import terminal
-from engineworks.settings import read_settings
+from engineworks.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from engineworks.engines.decoder.generation import Generator
-    from engineworks.settings import Settings
 
 MOST_NEW = 100_000
 

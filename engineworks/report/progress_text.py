@@ -7,15 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.builds.progress import Listener, listen
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
 from engineworks.report.words import many
-
-if TYPE_CHECKING:
-    from engineworks.plan.plan import Plan
-    from engineworks.plan.steps import Step
-    from engineworks.settings import Settings
+from engineworks.settings import Settings
 
 LONG_S = 5.0
 """Seconds after which a running step reports its time."""
@@ -23,7 +21,7 @@ LONG_S = 5.0
 EVERY_S = 10.0
 """Seconds between two such reports in a log."""
 
-Expected = Callable[["Step"], "float | None"]
+Expected = Callable[[Step], float | None]
 """Seconds that a step took the last time, None if it never ran here: then a like step of this build tells."""
 
 

@@ -7,7 +7,7 @@ VERSION := import sys; print(sys.version.split()[0])
 WANTED := $(shell $(PYTHON) -c '$(VERSION)')
 STAMP := $(VENV)/.installed-$(WANTED)
 
-.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint style fetch lock schema prefect-schema mlflow-schema clean
+.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint style fetch fetch-data fetch-decoder lock schema prefect-schema mlflow-schema clean
 
 setup: $(STAMP)
 
@@ -91,16 +91,23 @@ style: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 
-# Models and data of the examples that are too large for git.
-fetch: setup
+# Models and data of the examples that are too large for git; fetch-data leaves out what needs PyTorch.
+fetch: fetch-data fetch-decoder
+
+fetch-data: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]'
 	$(BIN)/python recipes/fetch/fashion.py
 	$(BIN)/python recipes/fetch/digits_images.py
 	$(BIN)/python recipes/fetch/minilm.py
-	-$(BIN)/python recipes/fetch/smollm2.py
 	$(BIN)/python recipes/fetch/ocr_detection.py
 	$(BIN)/python recipes/fetch/ocr_recognition.py
 	$(BIN)/python recipes/fetch/speed.py
+
+# SmolLM2. PyTorch is installed first: several gigabytes with CUDA, unless it is there already.
+fetch-decoder: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[decoder-example]'
+	$(BIN)/python recipes/fetch/smollm2.py
 
 # Needs uv; run it after a change of the dependencies.
 lock:

@@ -118,7 +118,7 @@ def _parts(
 
 def _has(name: str, step: str) -> bool:
     from engineworks.settings import read_settings
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     return open_store(read_settings()).latest(f"{name}/{step}") is not None
 
@@ -199,7 +199,7 @@ def artifact(engine: str, step: str) -> Path:
     """Return the folder of the latest result of this step of the engine."""
     from engineworks.fingerprint import digest_of
     from engineworks.settings import read_settings
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     store = open_store(read_settings())
     document = store.latest(f"{engine}/{step}")

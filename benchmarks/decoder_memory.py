@@ -25,7 +25,7 @@ from engineworks.host.memory import proportional_kib
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 MIB = 1 << 20

@@ -38,7 +38,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipes
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tensors import spec_from_json
 

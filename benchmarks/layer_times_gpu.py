@@ -46,7 +46,7 @@ from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
 from engineworks.steps.job import StepJob
 from engineworks.steps.layer_times import time_here, what_to_time
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "torch", "cuda-python", "cuda-bindings")

@@ -26,7 +26,7 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import find_recipes, load_recipe
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from flows.local_prefect import drain
 from flows.nightly import nightly
 

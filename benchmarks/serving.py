@@ -53,12 +53,11 @@ from engineworks.release.sources import built_engines
 from engineworks.serving.answers import ask, ask_at_once, questions, refusals, spread
 from engineworks.serving.batching import largest_rate, settings, sweep
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.server import StartedServer, started
-from engineworks.serving.soak import reload_model
+from engineworks.serving.soak import cold_starts, reload_model
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.roles import FOLDER, LOADER
 
 ROOT = Path(__file__).parents[1]

@@ -51,16 +51,15 @@ def pools(targets: Mapping[str, Target]) -> tuple[Pool, ...]:
 def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict[str, Any]]:
     """Return the deployments as prefect.yaml has them."""
     spread = {"distributed": True}
-    nightly = _deployment("nightly", "nightly", "flows.nightly.nightly", PREPARE_POOL, "nightly", spread)
+    nightly = _deployment("nightly", "nightly", spread)
     nightly["schedules"] = [{"cron": cron, "timezone": "UTC"}]
-    recipe = _deployment(
-        "build-recipe", "build-recipe", "flows.build_recipe.build_recipe", PREPARE_POOL, "recipes", spread
-    )
-    release = _deployment("release", "release", "flows.release.release", PREPARE_POOL, "recipes", {})
-    rehearse = _deployment("rehearse", "rehearse", "flows.rehearse.rehearse", PREPARE_POOL, "recipes", {})
-    names = sorted({PREPARE_POOL, *_pool_names(targets)})
-    engines = [_engine_deployment(name) for name in names]
-    return [nightly, recipe, release, rehearse, *engines]
+    recipe = _deployment("build-recipe", "recipes", spread)
+    others = [_deployment(flow, "recipes", {}) for flow in ("release", "rehearse")]
+    engines = [
+        _deployment("build-engine", "engines" if pool == PREPARE_POOL else None, {}, name=pool, pool=pool)
+        for pool in sorted({PREPARE_POOL, *_pool_names(targets)})
+    ]
+    return [nightly, recipe, *others, *engines]
 
 
 def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str, Any]:
@@ -72,25 +71,22 @@ def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str
     }
 
 
-def _engine_deployment(pool: str) -> dict[str, Any]:
-    queue = "engines" if pool == PREPARE_POOL else None
-    return _deployment("build-engine", pool, "flows.build_engine.build_engine", pool, queue, {})
-
-
 def _pool_names(targets: Mapping[str, Target]) -> list[str]:
     return list(dict.fromkeys(target.pool for target in targets.values() if target.pool))
 
 
 def _deployment(
-    flow: str, name: str, entrypoint: str, pool: str, queue: str | None, parameters: Mapping[str, Any]
+    flow: str, queue: str | None, parameters: Mapping[str, Any], *, name: str = "", pool: str = PREPARE_POOL
 ) -> dict[str, Any]:
+    """Return a deployment, by default called as its flow, which has a module of its name."""
+    function = flow.replace("-", "_")
     work_pool: dict[str, Any] = {"name": pool, "job_variables": {"env": dict(JOB_ENVIRONMENT)}}
     if queue is not None:
         work_pool["work_queue_name"] = queue
     return {
-        "name": name,
+        "name": name or flow,
         "tags": ["engineworks", flow],
-        "entrypoint": entrypoint,
+        "entrypoint": f"flows.{function}.{function}",
         "parameters": dict(parameters),
         "work_pool": work_pool,
     }

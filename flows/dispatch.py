@@ -178,10 +178,7 @@ def _ended(
         return None
     if state.is_final():
         return Ended(state.type.value, state.message or "")
-    if not state.is_scheduled():
-        going.waiting_since = None
-        return None
-    if workers(going.order.pool):
+    if not state.is_scheduled() or workers(going.order.pool):
         going.waiting_since = None
         return None
     going.waiting_since = going.waiting_since or time.monotonic()

@@ -30,8 +30,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engineworks.errors import StepError
+from engineworks.host.child.supervise import may_fork
 from engineworks.host.collector import not_collected
-from engineworks.host.parent import may_fork
 from engineworks.tracking.pages import LOCAL_PREFECT
 from flows.local_prefect_child import NO_TELEMETRY, ServerChild
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from engineworks.errors import StepError
-from engineworks.host.child.supervise import die_with
-from engineworks.host.parent import SCRIPT
+from engineworks.host.child.supervise import SCRIPT, die_with
 from flows import local_prefect_server
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from engineworks.host.collector import collected_seldom
 from engineworks.recipe.load import find_recipes
 from engineworks.report.night.summary import summarize_night
 from engineworks.settings import Settings, read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.runs import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL

@@ -10,8 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from engineworks.plan.changed import Changes, only_glob
-from engineworks.plan.recipe_change import RecipeChange
+from engineworks.plan.changed import only_glob
 from flows.build_recipe import build_recipe
 from flows.outcomes import ended
 from tasks.find_changed import find_changed
@@ -29,17 +28,9 @@ def on_commit(since: str, recipes: list[str] | None = None) -> State[dict[str, s
     messages = {recipe.file: f"not read: {'; '.join(recipe.reasons)}" for recipe in changes.broken}
     failed = bool(messages)
     for recipe in changes.to_build:
-        state = _build(recipe)
+        state: State[Any] = build_recipe(recipe.file, only_glob(recipe), return_state=True)
         failed |= not state.is_completed()
         messages[recipe.file] = f"{state.name}: {state.message}"
-    message = "; ".join(f"{file}: {text}" for file, text in messages.items()) or _nothing(changes)
-    return ended(message, messages, good=not failed)
-
-
-def _build(recipe: RecipeChange) -> State[Any]:
-    state: State[Any] = build_recipe(recipe.file, only_glob(recipe), return_state=True)
-    return state
-
-
-def _nothing(changes: Changes) -> str:
-    return f"nothing changed since {changes.since} ({len(changes.recipes)} recipes)"
+    message = "; ".join(f"{file}: {text}" for file, text in messages.items())
+    nothing = f"nothing changed since {changes.since} ({len(changes.recipes)} recipes)"
+    return ended(message or nothing, messages, good=not failed)

@@ -33,9 +33,8 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
     The flow ends failed unless every engine is champion now.
     """
     settings = read_settings()
-    champions = read_champions(
-        Path(recipe), settings
-    )  # first: a candidate must not replace a champion it was not compared with
+    # First: a candidate must not replace a champion that it was not compared with.
+    champions = read_champions(Path(recipe), settings)
     return _released(plan_build(Path(recipe), settings, only, None), champions)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from engineworks.errors import EngineworksError, InputError
 from engineworks.measure.check import message_of
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
+from engineworks.report.palette import precision_of
 
 RecipeStatus = Literal["unchanged", "built", "refused", "lost"]
 """Of a recipe. unchanged: nothing to do. refused: its file, data or targets are wrong. lost: its build ended without a
@@ -153,14 +154,15 @@ def _reasons(recipe: RecipeNight) -> Iterator[tuple[str, str, str]]:
         cause = re.sub(rf"^{re.escape(recipe.file)}:\d+:\d+: ", "", recipe.message)  # files share what they name
         yield cause, recipe.recipe, f"{recipe.status} · {recipe.message}"
     plain = _failed_by_all_fp32(recipe.engines)
-    warned = _calibration_warning(recipe.verdicts or {})
+    calibration = (recipe.verdicts or {}).get("calibration", ())
+    warned = next((str(warning) for health in calibration for warning in health["warnings"]), "")
     for engine in sorted(bad, key=lambda e: e is not plain):
         if plain is not None and (engine.status, engine.check) == ("fail", plain.check):
             data = f"the evaluation data{f' ({recipe.data.name})' if recipe.data else ''}"
             message = f"fail · {plain.message} Likely cause: {data} or the model, for fp32 fails too."
             cause = f"{plain.check} on {recipe.data}" if recipe.data else message
         else:
-            quantized = engine.status == "fail" and _precision(engine.id) not in ("fp32", "fp16", "bf16")
+            quantized = engine.status == "fail" and precision_of(engine.id) not in ("fp32", "fp16", "bf16")
             reason = f"{engine.message} Likely cause: {warned}." if quantized and warned else engine.message
             cause = message = engine.status + (f" · {reason}" if reason else "")
         yield cause, engine.id, message
@@ -168,20 +170,11 @@ def _reasons(recipe: RecipeNight) -> Iterator[tuple[str, str, str]]:
 
 def _failed_by_all_fp32(engines: Sequence[EngineNight]) -> EngineNight | None:
     """An fp32 engine, where all with a verdict fail one accuracy check that an engine of another precision fails."""
-    evaluated = [e for e in engines if _precision(e.id) == "fp32" and e.status not in ("unmeasured", "refused")]
+    evaluated = [e for e in engines if precision_of(e.id) == "fp32" and e.status not in ("unmeasured", "refused")]
     failed = {(e.status, e.check) for e in evaluated}
     ((status, check),) = failed if len(failed) == 1 else {("", "")}
-    others = any((e.status, e.check) == (status, check) for e in engines if _precision(e.id) != "fp32")
+    others = any((e.status, e.check) == (status, check) for e in engines if precision_of(e.id) != "fp32")
     return evaluated[0] if status == "fail" and check.startswith(("metric", "cosine")) and others else None
-
-
-def _precision(engine: str) -> str:
-    return engine.split("/")[1]
-
-
-def _calibration_warning(verdicts: Mapping[str, Any]) -> str:
-    """The first warning about the recipe's calibration, '' for none."""
-    return next((str(w) for c in verdicts.get("calibration", ()) for w in c["warnings"]), "")
 
 
 def _load(path: Path, data_roots: Sequence[Path]) -> Chosen:

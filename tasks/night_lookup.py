@@ -10,10 +10,10 @@ from pathlib import Path
 from engineworks.builds.command import NOT_ASKED, FinishedBuilds
 from engineworks.errors import TrackingError
 from engineworks.host.file_digests import FileDigests
-from engineworks.host.git.state import Checkout
+from engineworks.host.git import Checkout
 from engineworks.report.night.summary import NIGHT_JSON
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.runs import Tracking, open_tracking
 from engineworks.tracking.sending import send_waiting

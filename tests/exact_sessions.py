@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime for tests, opened as the product opens its own: see `ort_forms.exact_options`."""
+"""Sessions of ONNX Runtime for tests, opened as the product opens its own: see `model.ort.exact_options`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 
 
 def open_exact(model: onnx.ModelProto) -> Any:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engineworks.report.night.publish import metrics_text
+from prometheus_client import generate_latest
+
+from engineworks.report.night.publish import night_registry
 from engineworks.report.night.summary import summarize
 from engineworks.serving.metrics import FAILURES, GPU_BUSY, GPU_BYTES, REQUESTS, SUMMARY_US
 
@@ -58,7 +60,8 @@ def test_it_asks_for_metrics_and_labels_that_a_night_has() -> None:
     load = {"completed_per_s": 1.0, "latency_ms_p99": 1.0, "watched": watched}
     engine |= {"accuracy": {"metric": {"engine": 1.0}}, "served": {"ready_s": 1.0, "load": load}}
     ran = [{"id": "r/export", "seconds": 1.0, "reason": ""}]
-    text = metrics_text(summarize([{"recipe": "r", "engines": [engine], "ran": ran}], None, at=datetime.now(UTC)))
+    night = summarize([{"recipe": "r", "engines": [engine], "ran": ran}], None, at=datetime.now(UTC))
+    text = generate_latest(night_registry(night)).decode()
     labels: dict[str, set[str]] = {}
     for name, inner in re.findall(r"^(\w+)(?:\{(.*?)\})? ", text, re.MULTILINE):
         labels.setdefault(name, set()).update(re.findall(r"(\w+)=", inner))

@@ -41,7 +41,7 @@ def assemble_result(
         *(warning for health in calibration for warning in health.report.warnings),
         *build_notes(engines), *synthetic_notes(plan, engines), *waiver_notes(plan, engines),
     )  # fmt: skip
-    ran = tuple(RanStep(o.id, o.seconds, plan.steps[o.key].reason) for o in outcomes if o.how == "run")
+    ran = tuple(RanStep(o.id, round(o.seconds, 3), plan.steps[o.key].reason) for o in outcomes if o.how == "run")
     return BuildResult(
         recipe=plan.recipe,
         run=run,

@@ -213,7 +213,7 @@ class _Search:
         ]
         error = max((error_of(values[n], wanted[n]) for n in outputs), default=0.0)
         right = self._right_of_lowered()
-        ran = self._ran()
+        ran = not self.engine.unmeasured_because
         if error <= right:
             culprit: Culprit = "nothing" if ran else "unknown"
             end = "" if ran else "; this host cannot run the engine, so only its build was tried"
@@ -236,9 +236,6 @@ class _Search:
         cosine = getattr(limits.get(self.engine.precision), "cosine", None)
         usual = tolerance(self.engine.precision)
         return usual if cosine is None else min(usual, math.sqrt(2 * (1 - cosine)))
-
-    def _ran(self) -> bool:
-        return not self.engine.unmeasured_because
 
     def _lowered_blame(self, answer: Mapping[str, Any], builds: int) -> Blame:
         blamed: Sequence[Mapping[str, Any]] = answer["blamed"]

@@ -12,10 +12,10 @@ from engineworks.builds.assembly import assemble_result
 from engineworks.builds.passport import recipe_origin, with_passport
 from engineworks.builds.results import BuildResult, engine_result
 from engineworks.errors import InputError, TrackingError
-from engineworks.host.git.state import Checkout
+from engineworks.host.git import Checkout
 from engineworks.plan.plan import Plan
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 FinishedBuilds = Mapping[tuple[str, str], str]

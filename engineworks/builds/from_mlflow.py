@@ -19,24 +19,13 @@ from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import recommend
 from engineworks.plan.plan import Refused
-from engineworks.tracking.records import (
-    BUILD_LOG_FILE,
-    CALIBRATION_FILE,
-    COMPARISON_FILE,
-    ERROR_FILE,
-    ERROR_LOG_FILE,
-    LADDER_FILE,
-    PLAN_FILE,
-    STEPS_FILE,
-    VERDICT_FILE,
-    RunSummary,
-)
+from engineworks.tracking import records
 from engineworks.tracking.runs import Tracking
 
 
-def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
+def read_build(tracking: Tracking, build: records.RunSummary) -> BuildResult:
     """Read the recorded result of the build. Engines have no path: MLflow holds their files."""
-    plan = read_json(tracking, build.run_id, PLAN_FILE) or {}
+    plan = read_json(tracking, build.run_id, records.PLAN_FILE) or {}
     order = {e["id"]: i for i, e in enumerate(plan.get("engines", ()))}
     runs = sorted(engine_runs(tracking, build), key=lambda run: order.get(run.engine or "", len(order)))
     metrics, warnings = build.metrics, build.tags.get("engineworks.warnings", "")
@@ -48,13 +37,15 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         steps=StepCounts(*(int(metrics.get(f"steps_{k}", 0)) for k in ("run", "reused", "failed"))),
         seconds=metrics.get("build_s", 0.0),
         warnings=tuple(warnings.splitlines()),
-        comparison=_comparison(read_json(tracking, build.run_id, COMPARISON_FILE)),
+        comparison=_comparison(read_json(tracking, build.run_id, records.COMPARISON_FILE)),
         calibration=tuple(
-            CalibrationHealth.from_json(c) for c in read_json(tracking, build.run_id, CALIBRATION_FILE) or ()
+            CalibrationHealth.from_json(c) for c in read_json(tracking, build.run_id, records.CALIBRATION_FILE) or ()
         ),
-        ladder=tuple(ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, LADDER_FILE) or ()),
+        ladder=tuple(
+            ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, records.LADDER_FILE) or ()
+        ),
         not_selected=left_out(plan),
-        dag=tuple(StepFact.from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
+        dag=tuple(StepFact.from_json(step) for step in read_json(tracking, build.run_id, records.STEPS_FILE) or ()),
     )
 
 
@@ -69,23 +60,23 @@ def left_out(plan: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(i for i in ids if i not in planned)
 
 
-def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) -> EngineResult:
+def _engine(tracking: Tracking, run: records.RunSummary, resolved: Mapping[str, Any]) -> EngineResult:
     def read(path: str) -> Any:
         return read_json(tracking, run.run_id, path)
 
-    error, latency = read_text(tracking, run.run_id, ERROR_FILE), read_report(tracking, run.run_id, Latency)
-    failure = Failure("", error, read_text(tracking, run.run_id, ERROR_LOG_FILE) or "") if error else None
+    error, latency = read_text(tracking, run.run_id, records.ERROR_FILE), read_report(tracking, run.run_id, Latency)
+    failure = Failure("", error, read_text(tracking, run.run_id, records.ERROR_LOG_FILE) or "") if error else None
     sweep = (resolved.get("performance") or {}).get("sweep") or {}
     verdict: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
     return EngineResult(
         id=run.engine or run.name,
         verdict=verdict,
-        checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
+        checks=tuple(Check.from_json(check) for check in read(records.VERDICT_FILE) or ()),
         sidecar=read_report(tracking, run.run_id, Sidecar),
         accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
         champion_comparison=read_report(tracking, run.run_id, ChampionComparison),
-        log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
+        log=read_text(tracking, run.run_id, records.BUILD_LOG_FILE) or "",
         failure=failure,
         recommendation=recommend(latency, sweep.get("latency_ms")) if sweep.get("batch") and latency else None,
         layers=Layers.from_json(layers) if (layers := read(Layers.FILE)) else None,

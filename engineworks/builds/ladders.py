@@ -60,20 +60,14 @@ def _candidates(plan: Plan, target: NamedTarget, results: Mapping[str, EngineRes
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
             candidate = _candidate_of(planned[engine], results[engine])
-            lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
-            candidates.append(
-                replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
-            )
+            lower = store.place(plan.steps[planned[engine].steps["build"]].inputs["lower"])
+            size = sum(f.stat().st_size for f in lower.glob("model.onnx*")) or None  # with its weights
+            candidates.append(replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=size))
         elif engine in refused:
             candidates.append(Candidate(precision, "refused", why=refused[engine]))
         else:
             candidates.append(Candidate(precision, "not tried", why="--only left it out"))
     return candidates + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
-
-
-def _model_size(store: Store, key: str) -> int | None:
-    """Return the bytes of a lowered model with its weights; None if the store lacks it."""
-    return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
 
 
 def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:

@@ -21,7 +21,7 @@ from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, PASSPOR
 from engineworks.engines.signing import Signer, read_signer
 from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
-from engineworks.host.git.state import Checkout
+from engineworks.host.git import Checkout
 from engineworks.host.packages import installed_version
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion_report import ChampionComparison

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from engineworks.plan.plan import Plan
 from engineworks.plan.steps import Step
 
 
-class Listener(Protocol):
-    """Called from several threads."""
+class Listener:
+    """Called from several threads. This one does nothing: the default."""
 
     def planned(self, plan: Plan) -> None: ...
 
@@ -22,26 +20,7 @@ class Listener(Protocol):
     def echo(self, line: str) -> None: ...
 
 
-class Silent:
-    """The default listener: it does nothing."""
-
-    def planned(self, plan: Plan) -> None:
-        pass
-
-    def started(self, step: Step) -> None:
-        pass
-
-    def finished(self, step: Step, seconds: float) -> None:
-        pass
-
-    def failed(self, step: Step, message: str) -> None:
-        pass
-
-    def echo(self, line: str) -> None:
-        pass
-
-
-_listener: Listener = Silent()
+_listener = Listener()
 
 
 def listen(listener: Listener) -> None:

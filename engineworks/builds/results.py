@@ -141,15 +141,12 @@ class StepCounts(Record):
 
 
 @dataclass(frozen=True)
-class RanStep:
-    """A step that this build ran: its duration, and why the store lacked its result."""
+class RanStep(Record):
+    """A step that this build ran: its duration to the millisecond, and why the store lacked its result."""
 
     id: str
     seconds: float
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "seconds": round(self.seconds, 3), "reason": self.reason}
 
 
 @dataclass(frozen=True)

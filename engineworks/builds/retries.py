@@ -13,7 +13,7 @@ from engineworks.errors import InputError, Interrupted, StepError, StoreError, T
 
 DELAYS_S: Sequence[float] = (2.0, 25.0)
 """Seconds before the second and the third try. A remote store that did not answer is not asked for 20 s
-(`store.service.DOWN_S`), so only the third try asks it again."""
+(`store.remote.DOWN_S`), so only the third try asks it again."""
 
 
 def is_worth_retrying(error: BaseException) -> bool:

@@ -15,10 +15,6 @@ from engineworks.plan.plan import Plan
 from engineworks.plan.steps import Step
 
 
-def _nothing(_: Step) -> float:
-    return 0.0
-
-
 def _alone(step: Step) -> bool:
     return STEP_KINDS[step.kind].alone
 
@@ -36,7 +32,7 @@ class Schedule:
         keys: Container[str] | None = None,
         *,
         lost: Iterable[str] = (),
-        need: Callable[[Step], float] = _nothing,
+        need: Callable[[Step], float] = lambda _: 0.0,
     ) -> None:
         self._need = need
         self._needs: dict[str, float] = {}
@@ -58,7 +54,8 @@ class Schedule:
         self._drop_lost()
         if self._large or any(map(_alone, self._running.values())):
             return ()
-        free = [s for s in self._waiting.values() if not self._blocked(s)]
+        unfinished = self._waiting.keys() | self._running.keys()
+        free = [s for s in self._waiting.values() if unfinished.isdisjoint(s.inputs.values())]
         shared = self._fitting([s for s in free if not _alone(s)], room, available_mib)
         alone = [s for s in free if _alone(s)][:1]
         chosen = shared
@@ -106,9 +103,6 @@ class Schedule:
             chosen = [steps[0]]
             self._large = steps[0].key
         return chosen
-
-    def _blocked(self, step: Step) -> bool:
-        return any(k in self._waiting or k in self._running for k in step.inputs.values())
 
     def _drop_lost(self) -> None:
         """Skip steps that can never run, and those that need them."""

@@ -20,7 +20,7 @@ from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.plan.plan import Plan
 from engineworks.settings import Settings
 from engineworks.store.leases import Lease
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.runs import open_tracking
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from engineworks.builds.progress import listener
 from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import StepError, StoreError
 from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
+from engineworks.plan.plan import Plan
 from engineworks.plan.steps import Step
 from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
@@ -54,6 +56,21 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, echo: Callable[[str],
         with alone_on_this_host() if STEP_KINDS[step.kind].alone else nullcontext():
             writing.reports = _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
+
+
+def run_needed(plan: Plan, keys: Iterable[str], store: Store) -> None:
+    """Run these steps and all their inputs, as a listener sees it."""
+    for step in plan.needed(keys):
+        run_heard(step, store)
+
+
+def run_heard(step: Step, store: Store) -> None:
+    from engineworks.host.child import default_pool
+
+    listener().started(step)
+    outcome = run_step(step, store, default_pool(), echo=listener().echo)
+    if outcome.how == "run":
+        listener().finished(step, outcome.seconds)
 
 
 def alone_on_this_host() -> AbstractContextManager[None]:

@@ -11,33 +11,10 @@ from typing import Any
 from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
-from engineworks.host.git.state import commit_of
-from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.champion_report import ChampionComparison
-from engineworks.measure.latency_report import Latency
+from engineworks.host.git import commit_of
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan
-from engineworks.tracking.records import (
-    BUILD_LOG_FILE,
-    CALIBRATION_FILE,
-    COMPARISON_FILE,
-    CONDITIONS,
-    DATASETS,
-    ERROR_FILE,
-    ERROR_LOG_FILE,
-    HARDWARE,
-    LADDER,
-    LADDER_FILE,
-    MODEL,
-    NOT_SELECTED,
-    STEP_DOCUMENTS_FILE,
-    STEPS_FILE,
-    VERDICT,
-    VERDICT_FILE,
-    WHY,
-    EngineRecord,
-    document_file,
-)
+from engineworks.tracking import records
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -49,8 +26,8 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
         "engineworks.host": platform.node(),
         "prefect.flow_run": flow_run,
         "mlflow.note.content": recipe.description,
-        NOT_SELECTED: str(len(plan.not_selected) or ""),
-        DATASETS: _datasets(plan),
+        records.NOT_SELECTED: str(len(plan.not_selected) or ""),
+        records.DATASETS: _datasets(plan),
     }
     commit = commit_of(plan.loaded.root)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
@@ -87,32 +64,28 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     return {path: value if isinstance(value, str) else json.dumps(value)}
 
 
-def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineRecord:
+def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> records.EngineRecord:
     """Return one engine's child run: metrics, limits, verdict reasons, fingerprints, logs and the engine. ladder: its
     status in `precisions: auto`, '' without one."""
     failure = engine.failure
-    texts = {VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
-    texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
-    texts[STEP_DOCUMENTS_FILE] = _documents(plan, engine)
+    texts = {records.VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
+    texts |= {records.document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
+    texts[records.STEP_DOCUMENTS_FILE] = _documents(plan, engine)
     if engine.sidecar:
         texts[SIDECAR_FILE] = json.dumps(engine.sidecar.to_json(), indent=1)
     if engine.accuracy:
-        texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
-    if engine.latency:
-        texts[Latency.FILE] = json.dumps(engine.latency.to_json())
-    if engine.layers:
-        texts[engine.layers.FILE] = json.dumps(engine.layers.to_json())
-    if engine.champion_comparison:
-        texts[ChampionComparison.FILE] = json.dumps(engine.champion_comparison.to_json())
+        texts[engine.accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
+    for report in filter(None, (engine.latency, engine.layers, engine.champion_comparison)):
+        texts[report.FILE] = json.dumps(report.to_json())
     if engine.log:
-        texts[BUILD_LOG_FILE] = engine.log
+        texts[records.BUILD_LOG_FILE] = engine.log
     if engine.passport:
         texts[PASSPORT_FILE] = engine.passport.read_text(encoding="utf-8")
     if failure:
-        texts |= {ERROR_FILE: failure.message, ERROR_LOG_FILE: failure.log}
+        texts |= {records.ERROR_FILE: failure.message, records.ERROR_LOG_FILE: failure.log}
     folder = engine.path.parent if engine.path else None
     files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
-    return EngineRecord(
+    return records.EngineRecord(
         id=engine.id,
         status="FAILED" if failure or engine.verdict == "fail" else "FINISHED",
         params=_engine_params(plan, engine),
@@ -120,7 +93,9 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         tags=_engine_tags(engine)
         | _model_tag(plan, engine)
         | _condition_tags(plan, engine)
-        | {name: text for name, text in ((LADDER, ladder), (DATASETS, _datasets(plan, engine))) if text},
+        | {
+            name: text for name, text in ((records.LADDER, ladder), (records.DATASETS, _datasets(plan, engine))) if text
+        },
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.digest,
@@ -139,23 +114,21 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 def result_tags(result: BuildResult) -> dict[str, str]:
     """Return the verdict of all engines together, and the warnings."""
-    tags: dict[str, str] = {VERDICT: result.verdict}
+    tags: dict[str, str] = {records.VERDICT: result.verdict}
     if result.ladder:
-        tags[LADDER] = "\n".join(ladder.message for ladder in result.ladder)
+        tags[records.LADDER] = "\n".join(ladder.message for ladder in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
 
 
 def result_texts(result: BuildResult) -> dict[str, str]:
     """Return files of the build's run that come from its result."""
-    health = [c.to_json() for c in result.calibration]
-    texts = {CALIBRATION_FILE: json.dumps(health, indent=1)} if health else {}
-    if result.ladder:
-        texts[LADDER_FILE] = json.dumps([ladder.to_json() for ladder in result.ladder], indent=1)
-    if result.dag:
-        texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
-    if result.comparison:
-        texts[COMPARISON_FILE] = json.dumps(result.comparison.to_json(), indent=1)
-    return texts
+    documents = {
+        records.CALIBRATION_FILE: [health.to_json() for health in result.calibration],
+        records.LADDER_FILE: [ladder.to_json() for ladder in result.ladder],
+        records.STEPS_FILE: [step.to_json() for step in result.dag],
+        records.COMPARISON_FILE: result.comparison and result.comparison.to_json(),
+    }
+    return {file: json.dumps(document, indent=1) for file, document in documents.items() if document}
 
 
 def _document(plan: Plan, key: str) -> str:
@@ -180,7 +153,7 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
     """Name the model it was made from: the key of its export, which holds the weights."""
     export = next((step for step in plan.needed(engine.keys.values()) if step.kind == "export"), None)
-    return {MODEL: export.key} if export else {}
+    return {records.MODEL: export.key} if export else {}
 
 
 def _performance_limits(plan: Plan) -> dict[str, str]:
@@ -193,13 +166,13 @@ def _performance_limits(plan: Plan) -> dict[str, str]:
 
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:
-    tags: dict[str, str] = {VERDICT: engine.verdict}
+    tags: dict[str, str] = {records.VERDICT: engine.verdict}
     reasons = [c.text for c in engine.checks if c.verdict != "pass"]
     if engine.waived:
         tags["engineworks.waived"] = "; ".join(engine.waived)
     if engine.failure:
         reasons = [engine.failure.message]
-    return tags | ({WHY: " ".join(reasons)} if reasons else {})
+    return tags | ({records.WHY: " ".join(reasons)} if reasons else {})
 
 
 def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
@@ -207,7 +180,7 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
     tags: dict[str, str] = {}
     if engine.latency and "measure" in engine.keys:
         document = plan.steps[engine.keys["measure"]].document
-        tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
+        tags = {records.CONDITIONS: conditions_of(document), records.HARDWARE: json.dumps(document["hardware"])}
     if engine.champion_comparison:
         champion = engine.champion_comparison.champion
         tags |= {"engineworks.champion": f"{champion.model}/{champion.version}"}

@@ -12,7 +12,7 @@ from engineworks.commands.options import Json, Quiet, Verbose
 from engineworks.commands.plans import read_plans
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError, TargetError
 from engineworks.report import terminal
-from engineworks.settings import read_settings
+from engineworks.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from engineworks.builds.blame_result import Blame
     from engineworks.builds.results import BuildResult
     from engineworks.plan.plan import Plan
-    from engineworks.settings import Settings
 
 
 def blame(
@@ -65,7 +64,7 @@ def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str
     from engineworks.builds.progress import listener
     from engineworks.host.child import default_pool
     from engineworks.recipe.load import refuse_decoders
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     refuse_decoders([plan.loaded for plan in plans if any(e.id in engines for e in plan.engines)], "blame")
     planned = {engine.id: (plan, engine) for plan in plans for engine in plan.engines}

@@ -14,7 +14,7 @@ from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
     from engineworks.plan.changed import Changes
-    from engineworks.plan.recipe_change import EngineChange
+    from engineworks.plan.differences import EngineChange
 
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]

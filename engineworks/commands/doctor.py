@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,6 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 @dataclass(frozen=True)
-class Library:
-    name: str
-    version: str | None
-    purpose: str
-
-
-@dataclass(frozen=True)
 class TargetHere:
     """build, run, measure: None if this host can, else the reason why not."""
 
@@ -65,9 +58,10 @@ class TargetHere:
 
 @dataclass(frozen=True)
 class Findings:
-    """gpu: the first visible one. gpu_says: which targets it serves, or how to add such a target; '' without a GPU."""
+    """libraries: version by name, None if it is not installed. gpu: the first visible one. gpu_says: which targets it
+    serves, or how to add such a target; '' without a GPU."""
 
-    libraries: tuple[Library, ...]
+    libraries: Mapping[str, str | None]
     targets: tuple[TargetHere, ...]
     conflicts: tuple[str, ...]
     gpu: Gpu | None = None
@@ -87,7 +81,7 @@ class Findings:
             "gpu": {**self.gpu.to_json(), "memory_mib": self.gpu.memory_mib} if self.gpu else None,
             "gpu_says": self.gpu_says,
             "python": {"version": self.python, "supported": list(PYTHONS)},
-            "libraries": {lib.name: lib.version for lib in self.libraries},
+            "libraries": dict(self.libraries),
             "targets": [vars(t) for t in self.targets],
             "conflicts": list(self.conflicts),
         }
@@ -95,7 +89,7 @@ class Findings:
 
 def examine(settings: Settings, recipes: Path) -> Findings:
     """`recipes`: the folder whose `_targets.yaml` counts. Raises `RecipeError` if that file is wrong."""
-    libraries = tuple(Library(name, installed_version(name), purpose) for name, purpose in LIBRARIES.items())
+    libraries = {name: installed_version(name) for name in LIBRARIES}
     named = [NamedTarget(n, t) for n, t in load_targets(recipes).items()]
     gpu = first_gpu()
     return Findings(
@@ -154,7 +148,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def print_findings(findings: Findings) -> None:
-    libraries = ((lib.name, lib.version or "not installed", lib.purpose) for lib in findings.libraries)
+    libraries = ((name, version or "not installed", LIBRARIES[name]) for name, version in findings.libraries.items())
     print_table(("library", "version", "for"), libraries)
     targets = ((target.name, target.build or "yes", _run_and_measure(target)) for target in findings.targets)
     print_table(("target", "build here", "run and measure here"), targets)

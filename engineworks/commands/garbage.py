@@ -14,8 +14,8 @@ from engineworks.errors import InputError, StoreError, TrackingError
 from engineworks.settings import Settings
 from engineworks.store.leases import Held, deciding, held_leases
 from engineworks.store.lineage import lineage
-from engineworks.store.open import open_store
 from engineworks.store.record_notes import noted_records
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.typed_json import Record
 

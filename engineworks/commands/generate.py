@@ -13,11 +13,10 @@ import typer
 from engineworks.commands.completion import engine_ids
 from engineworks.commands.options import Json
 from engineworks.report import terminal
-from engineworks.settings import read_settings
+from engineworks.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from engineworks.engines.decoder.generation import Generator
-    from engineworks.settings import Settings
 
 MOST_NEW = 100_000
 
@@ -71,7 +70,7 @@ def _champion(name: str, settings: Settings, into: Path) -> Generator:
 
     Raises `InputError` where there is none, `TrustError`.
     """
-    from engineworks.engines.decoder.loading import open_shipped_decoder
+    from engineworks.engines.decoder.generation import open_shipped_decoder
     from engineworks.engines.signing import read_trust
     from engineworks.errors import InputError
     from engineworks.tracking.aliases import slot_of

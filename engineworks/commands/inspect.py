@@ -13,9 +13,9 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import digest_file
 from engineworks.host.regular_files import open_regular, read_regular
 from engineworks.plan.champion_lookup import which_engine
-from engineworks.report.counting import many
+from engineworks.report.words import many
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.typed_json import parse
 
 BUILD_AGAIN = "build the engine again"

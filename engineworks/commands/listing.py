@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.errors import RecipeError
-from engineworks.report.ages import age
-from engineworks.report.counting import many
+from engineworks.report.words import age, many
 from engineworks.settings import Settings
 from engineworks.tracking.records import ENGINE_DIGEST, NOT_SELECTED, RunSummary
 from engineworks.tracking.runs import Tracking, open_tracking

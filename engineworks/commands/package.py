@@ -67,9 +67,9 @@ def _package(
     from engineworks.package.sources import note_package
     from engineworks.recipe.load import load_recipe
     from engineworks.release.sources import built_engines, champion_engines, require_some
-    from engineworks.serving.choose import available_backends
+    from engineworks.serving.server import available_backends
     from engineworks.store.leases import Lease
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
     from engineworks.tracking.runs import open_tracking
 
     settings = read_settings()

@@ -23,7 +23,7 @@ def read_plans(
     from engineworks.plan.plan import plan_recipes
     from engineworks.recipe.load import load_recipes
     from engineworks.recipe.smoke import in_mode
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     peers = read_names(compare)
     loaded = [in_mode(recipe, mode) for recipe in load_recipes(recipes, data_roots=settings.data_roots)]

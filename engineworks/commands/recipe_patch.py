@@ -12,6 +12,7 @@ from typing import Any
 from engineworks.errors import InputError, RecipeError
 from engineworks.host.atomic_write import write_atomically
 from engineworks.recipe.yaml_nodes import parse_yaml
+from engineworks.report import terminal
 
 
 def with_change(text: str, change: Callable[[Any], None], shown: str, what: str) -> str:
@@ -148,6 +149,22 @@ def spliced(text: str, unchanged: str, changed: str) -> str:
         result.extend(lines[start:stop] if tag == "equal" else after[first:last])
         result.extend(below)
     return "\n".join(result) + "\n"
+
+
+def patch_recipe(recipe: Path, change: Callable[[str], str], shown: str, *, write: bool) -> str:
+    """Return the change of the recipe's text as a unified diff, '' if there is none. write: change the file, too."""
+    with recipe.open(encoding="utf-8", newline="") as file:
+        before = file.read()
+    after = change(before)
+    if write and after != before:
+        replace_file(recipe, after)
+    return difference(before, after, shown)
+
+
+def print_difference(diff: str, shown: str, *, written: bool) -> None:
+    if diff:
+        terminal.echo(f"written into {shown}:" if written else "the recipe's change (--write applies it):")
+        terminal.echo(diff.rstrip("\n"))
 
 
 def replace_file(file: Path, text: str) -> None:

@@ -169,7 +169,7 @@ def _serve(
     from engineworks.commands.serve_jobs import Server
     from engineworks.host.child import ChildPool
     from engineworks.release.sources import require_some
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     settings, served = read_settings(), list[Any]()
     with TemporaryDirectory(prefix="engineworks-") as folder, ChildPool() as pool:

@@ -16,7 +16,7 @@ def sync(as_json: Json = False, quiet: Quiet = False) -> None:
     Examples:
         engineworks sync
     """
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
     from engineworks.tracking.runs import open_tracking
     from engineworks.tracking.sending import send_waiting
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE, PASSPORT_STEP
-from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, read_passport, refuse_verdict, verify_files, verify_folder
 from engineworks.engines.signing import Trust, read_trust
-from engineworks.engines.statements import check_statement, read_statements
+from engineworks.engines.statements import check_statement, read_known_statements, read_statements
 from engineworks.errors import InputError
 from engineworks.fingerprint import digest_of
 from engineworks.package.package import PACKAGE_FILE, verify_package
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 

@@ -9,7 +9,7 @@ import typer
 from engineworks.commands.completion import recorded_names
 from engineworks.commands.options import Json
 from engineworks.report import terminal
-from engineworks.report.ages import age
+from engineworks.report.words import age
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:

@@ -80,7 +80,7 @@ class Refusal:
     """A combination that cannot be built, with a message that states it and suggests an alternative.
 
     precisions, capabilities: empty for all. operators: only models with one of these, or with such a use of it
-    ('LSTM:sequence_lens', see `model/fold/node_uses.py`). assumed: applies also while a model's operators are unknown.
+    ('LSTM:sequence_lens', see `model/fold/inventory.py`). assumed: applies also while a model's operators are unknown.
     of_quantized: only if such an operator is quantized. but: only models with an operator outside this list. In the
     message, {found} is those operators with their nodes.
     """

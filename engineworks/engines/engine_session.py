@@ -1,4 +1,4 @@
-"""The stored engine of a build artifact → a session, from the very bytes that were verified."""
+"""The engine of a build artifact, or a shipped one → a session, from the very bytes that were verified."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends import runner
-from engineworks.engines.backends.base import Runner, Serving, Session
+from engineworks.engines.backends import backend, backend_facts, runner
+from engineworks.engines.backends.base import PLAIN, LayerTimer, Runner, Serving, Session, TimedLayer
+from engineworks.engines.passport import Passport
 from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
+from engineworks.host.lazy import Arrays
 
 
 def runner_of(target: Mapping[str, Any]) -> Runner:
@@ -23,11 +25,7 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
 
 
 def load_engine(
-    folder: Path,
-    target: Mapping[str, Any],
-    *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
-    cache: Path | None = None,
+    folder: Path, target: Mapping[str, Any], *, serving: Serving = PLAIN, cache: Path | None = None
 ) -> Session:
     """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` if its bytes were altered."""
     runner_of(target)
@@ -36,11 +34,7 @@ def load_engine(
 
 
 def load_verified(
-    engine: VerifiedEngine,
-    target: Mapping[str, Any],
-    *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
-    cache: Path | None = None,
+    engine: VerifiedEngine, target: Mapping[str, Any], *, serving: Serving = PLAIN, cache: Path | None = None
 ) -> Session:
     """Load a verified engine. Raises `RunError` where this host cannot run it."""
     run, sidecar = runner_of(target), engine.sidecar
@@ -48,3 +42,37 @@ def load_verified(
     known = [replace(s, dtype=model_types.get(s.name, s.dtype)) for s in (*sidecar.inputs, *sidecar.outputs)]
     with named(engine.path, engine.source):
         return run.load(engine.path, target["options"], serving=serving, cache=cache, known=known)
+
+
+def open_engine(folder: Path, passport: Passport) -> Session:
+    """Load the engine in the folder from bytes that are those of its passport, which must have been checked.
+
+    Raises `TrustError`, or `RunError` where this host cannot run it.
+    """
+    check_host(passport)
+    with verified_engine(folder, passport) as engine:
+        return load_verified(engine, passport.body["engine"]["target"], serving=passport.serving)
+
+
+def check_host(passport: Passport) -> None:
+    """Raises `RunError` where this host cannot run engines of the passport's target."""
+    target = passport.target
+    why = backend_facts(target.backend).why_not_run(target.compute_capability)
+    if why is not None:
+        raise RunError(
+            f"{passport.id} cannot be run here: {why}",
+            hint=f"load it on a host of target '{target.name}', or load another engine of this model",
+        )
+
+
+def time_layers(
+    engine: VerifiedEngine, target: Mapping[str, Any], feeds: Arrays, runs: int, cache: Path | None
+) -> tuple[str, list[TimedLayer]]:
+    """Time the layers of a verified engine. Raises `RunError`."""
+    runner_of(target)
+    timer: LayerTimer | None = getattr(backend(target["backend"]), "layer_times", None)
+    if timer is None:
+        raise RunError(f"{backend(target['backend']).TITLE} tells no times of layers")
+    known = (*engine.sidecar.inputs, *engine.sidecar.outputs)
+    with named(engine.path, engine.source):
+        return timer(engine.path, target["options"], feeds, runs, known, cache)

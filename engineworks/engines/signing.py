@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import InputError, TrustError
 from engineworks.fingerprint import canonical_json
+from engineworks.host.regular_files import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -196,16 +197,13 @@ def _public_keys(text: bytes, where: str) -> Iterator[Ed25519PublicKey]:
 def _read(path: Path, variable: str, *, secret: bool = False) -> bytes:
     """Read a key. secret: refuse a file that its group or others may read."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{variable}: {path} is no regular file", hint=_MAKE)
-            if secret and status.st_mode & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
+        with open_regular(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if secret and mode & 0o077:
                 raise InputError(
                     f"{variable}: {path} may be read by other users (its mode is {mode:03o})",
                     hint=f"chmod 600 {path}; if others have read it, make a new key",
                 )
             return file.read(LARGEST_KEY_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{variable}: {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    except OSError as error:
+        raise InputError(f"{variable}: {path} cannot be read: {error.strerror}") from None

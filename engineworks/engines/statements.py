@@ -6,16 +6,24 @@
 
 A role is one precision and target of a registered model. Its statements are numbered from 1, and each names the digest
 of the one before: nothing can be removed from the middle, put in, or exchanged. The newest is the signed word; those
-before it are vouched for by the digests. `known_statements` remembers the newest that this host has seen.
+before it are vouched for by the digests. The newest that this host has seen is remembered: an older one is refused from
+then on.
+
+    <folder>/<model>/<precision>@<target>.json     the statement; names are percent-encoded
+
+The folder is ENGINEWORKS_KNOWN_STATEMENTS, by default `known-statements` under the artifacts. It is written only where
+keys are trusted. Who deletes it makes this host believe the next statement that is signed, of whatever age.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -25,7 +33,10 @@ from engineworks.engines.signing import Trust
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_of
-from engineworks.typed_json import STRICT, plain
+from engineworks.host.atomic_write import write_atomically
+from engineworks.host.lock import locked
+from engineworks.settings import KNOWN_STATEMENTS, read_settings
+from engineworks.typed_json import Document
 
 LONGEST = 100
 """Statements of a role that are kept; a host that has missed more releases must be told by hand what it may trust."""
@@ -34,11 +45,9 @@ RELEASE_AGAIN = "run 'engineworks release' where the signing key is"
 
 
 @dataclass(frozen=True)
-class Statement:
+class Statement(Document):
     """One release: the engine (sha256 of its main file) became champion of the role. number: from 1. previous: digest
     of the statement before it, None for the first. issued_at: ISO 8601, UTC."""
-
-    __pydantic_config__ = STRICT
 
     statement: Literal[1]
     model: str
@@ -67,21 +76,10 @@ class Statement:
         """Return the sha256 of the statement with its signature, which the next one names."""
         return digest_of(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = plain(self)
-        return value
-
-    @classmethod
-    def from_json(cls, document: Any, what: str) -> Statement:
-        """Read what `to_json` wrote. Raises `TrustError`."""
-        return typed(cls, document, what)
-
 
 @dataclass(frozen=True)
-class Statements:
+class Statements(Document):
     """The statements of one role, oldest first; at least one."""
-
-    __pydantic_config__ = STRICT
 
     statements: Annotated[tuple[Statement, ...], Field(min_length=1)]
 
@@ -92,16 +90,6 @@ class Statements:
     def and_then(self, statement: Statement) -> Statements:
         """Return the statements with one more, of which the newest `LONGEST` are kept."""
         return Statements((*self.statements, statement)[-LONGEST:])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"statements": [statement.to_json() for statement in self.statements]}
-
-    @classmethod
-    def from_json(cls, document: Any, what: str) -> Statements:
-        """Read what `to_json` wrote. Raises `TrustError`, also for a gap, a foreign predecessor or another role."""
-        read = typed(cls, document, what)
-        check_order(read.statements, what)
-        return read
 
 
 def check_order(statements: Sequence[Statement], what: str) -> None:
@@ -128,8 +116,10 @@ def read_statements(folder: Path) -> Statements | None:
 
 
 def read_statements_file(path: Path) -> Statements:
-    """Raises `TrustError`."""
-    return Statements.from_json(parse_document(read_bytes(path), str(path)), str(path))
+    """Raises `TrustError`, also for a gap, a foreign predecessor or another role."""
+    statements = typed(Statements, parse_document(read_bytes(path), str(path)), str(path))
+    check_order(statements.statements, str(path))
+    return statements
 
 
 def check_statement(statement: Statement, passport: Passport, trust: Trust, what: str) -> None:
@@ -161,3 +151,66 @@ def agree(what: str, facts: Mapping[str, tuple[str, str]]) -> None:
                 f"{what} is for {fact} {stated[:80]}, the engine's passport is for {issued[:80]}",
                 hint="another engine was put in its place, or an older one put back: do not use it",
             )
+
+
+@dataclass(frozen=True)
+class KnownStatements:
+    """The folder."""
+
+    folder: Path
+
+    def newest(self, role: tuple[str, str, str]) -> Statement | None:
+        """Return the newest statement of the role that was seen here. Raises `TrustError` where it cannot be read."""
+        place = self._place(role)
+        if not place.exists():
+            return None
+        return typed(Statement, parse_document(read_bytes(place), str(place)), str(place))
+
+    def accept(self, statements: Statements, what: str) -> None:
+        """Check that the statements go on from the newest known one, and remember their newest.
+
+        Check everything else before. Raises `TrustError`: older than the known one, or not its successor; also where
+        nothing can be remembered. what: where the statements are, for messages.
+        """
+        place = self._place(statements.newest.role)
+        try:
+            with locked(place.with_suffix(".lock")):
+                known = self.newest(statements.newest.role)
+                self.check(statements, what)
+                if known is None or known.number < statements.newest.number:
+                    text = json.dumps(statements.newest.to_json(), indent=1) + "\n"
+                    write_atomically(place, text.encode(), durable=True)
+        except OSError as error:
+            raise TrustError(
+                f"{place}: the newest release cannot be remembered: {error.strerror}",
+                hint=f"let {KNOWN_STATEMENTS} name a folder that outlives this process",
+            ) from None
+
+    def check(self, statements: Statements, what: str) -> None:
+        """Check as `accept`, and remember nothing."""
+        known, newest = self.newest(statements.newest.role), statements.newest
+        if known is None:
+            return
+        if newest.number < known.number:
+            raise TrustError(
+                f"{what}: {newest.name} is older than number {known.number}, which was seen here before",
+                hint="an older champion was put back; 'engineworks rollback' goes back by a new statement",
+            )
+        first = statements.statements[0]
+        same = next((s for s in statements.statements if s.number == known.number), None)
+        follows = first.number == known.number + 1 and first.previous == known.digest
+        if (same is None and not follows) or (same is not None and same.digest != known.digest):
+            why = "another statement has its number" if same else "statements between them are missing"
+            raise TrustError(
+                f"{what}: {newest.name} does not go on from number {known.number}, which was seen here before: {why}",
+                hint=f"one was exchanged, or two registries share a name; to trust it delete {self._place(known.role)}",
+            )
+
+    def _place(self, role: tuple[str, str, str]) -> Path:
+        model, precision, target = (quote(part, safe="").replace(".", "%2E") for part in role)
+        return self.folder / model / f"{precision}@{target}.json"
+
+
+def read_known_statements() -> KnownStatements:
+    """Return this host's, by the environment."""
+    return KnownStatements(read_settings().known_statements)

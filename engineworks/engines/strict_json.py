@@ -4,8 +4,6 @@ is one `TrustError`."""
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +11,7 @@ from pydantic import StringConstraints
 
 from engineworks.errors import TrustError
 from engineworks.fingerprint import canonical_json
+from engineworks.host.regular_files import read_regular
 from engineworks.typed_json import parse
 
 T = TypeVar("T")
@@ -29,22 +28,11 @@ _FETCH_AGAIN = "fetch it again from where it was made"
 def read_bytes(path: Path, missing: str = "") -> bytes:
     """Return the bytes of a regular file, read once. missing: what to do where there is none. Raises `TrustError`."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+        return read_regular(path, LARGEST_BYTES)
     except FileNotFoundError:
         raise TrustError(f"{path}: does not exist", hint=missing or _FETCH_AGAIN) from None
-    except (OSError, ValueError) as error:
-        raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_FETCH_AGAIN) from None
-    with os.fdopen(file, "rb") as opened:
-        try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise TrustError(f"{path}: is no regular file", hint=_FETCH_AGAIN)
-            data = opened.read(LARGEST_BYTES + 1)
-        except OSError as error:
-            raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_FETCH_AGAIN) from None
-    if len(data) > LARGEST_BYTES:
-        raise TrustError(f"{path}: is larger than {LARGEST_BYTES >> 20} MiB", hint=_FETCH_AGAIN)
-    return data
+    except OSError as error:
+        raise TrustError(f"{path}: cannot be read: {error.strerror}", hint=_FETCH_AGAIN) from None
 
 
 def parse_document(data: bytes, what: str) -> dict[str, Any]:
@@ -93,7 +81,3 @@ def _depth(value: Any) -> int:
         if depth > DEEPEST:
             break
     return depth
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

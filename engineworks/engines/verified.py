@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE, altered,
 from engineworks.engines.passport import Passport
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError, TrustError
+from engineworks.host.regular_files import open_regular
 from engineworks.store.artifact import MANIFEST, read_manifest
 from engineworks.typed_json import parse
 
@@ -124,16 +124,15 @@ def _copy(source: Path, digest: str, target: IO[bytes], against: str) -> None:
             while left:
                 left = left[target.write(left) :]
         except OSError as error:
-            raise _no_space(source, error) from None
+            why = f"{source}: cannot be copied to be verified: {error.strerror}"
+            raise RunError(why, hint="let TMPDIR name a folder with more space") from None
     if actual.hexdigest() != digest:
         raise altered(source, actual.hexdigest(), digest, against)
 
 
 def _chunks(source: Path) -> Iterator[bytes]:
     try:
-        with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TrustError(f"{source}: is no regular file", hint="fetch the engine again")
+        with open_regular(source) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
     except OSError as error:
@@ -166,8 +165,3 @@ def _sidecar(path: Path, digest: str | None, against: str) -> Sidecar:
 
 def _unreadable(source: Path, error: OSError) -> TrustError:
     return TrustError(f"{source}: cannot be read: {error.strerror}", hint="fetch the engine again")
-
-
-def _no_space(source: Path, error: OSError) -> RunError:
-    why = f"{source}: cannot be copied to be verified: {error.strerror}"
-    return RunError(why, hint="let TMPDIR name a folder with more space")

@@ -34,9 +34,13 @@ def processor_name(cpuinfo: str) -> str:
 
 def instruction_sets(cpuinfo: str) -> str:
     """Return the processor's `ISA_FLAGS`, in that order: 'avx2 avx512f avx512_vnni'."""
-    first = next(processors(cpuinfo), {})
-    flags = (first.get("flags") or first.get("Features") or "").split()
+    flags = _flags(cpuinfo)
     return " ".join(f for f in ISA_FLAGS if f in flags)
+
+
+def _flags(cpuinfo: str) -> list[str]:
+    first = next(processors(cpuinfo), {})
+    return (first.get("flags") or first.get("Features") or "").split()
 
 
 HALF_FLAGS = ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")
@@ -45,9 +49,7 @@ HALF_FLAGS = ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")
 
 def computes_half(cpuinfo: str) -> bool:
     """Whether the processor has arithmetic in fp16."""
-    first = next(processors(cpuinfo), {})
-    flags = (first.get("flags") or first.get("Features") or "").split()
-    return any(flag in flags for flag in HALF_FLAGS)
+    return not set(HALF_FLAGS).isdisjoint(_flags(cpuinfo))
 
 
 def physical_cores(cpuinfo: str, allowed: set[int]) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.host.cpu import read_text
@@ -28,6 +27,10 @@ CLOCK_SPREAD = 0.10
 """Maximum difference between the slowest and the fastest clock reading, relative to the fastest."""
 
 Reading = Mapping[str, object]
+
+_COUNTS = (
+    "monotonic_s", "own_s", "waited_s", "processors", "busy_s", "stolen_s", "throttled_s", "overheated",
+)  # fmt: skip
 
 
 class LoadWatch:
@@ -50,52 +53,33 @@ class LoadWatch:
         return reading | ({"mhz": mhz} if mhz else {})
 
     def complaints(self, readings: Sequence[Reading]) -> list[str]:
-        complete = [_Reading.of(r) for r in readings if "own_s" in r]
+        complete = [{name: float(str(r[name])) for name in _COUNTS} for r in readings if "own_s" in r]
         if len(complete) < 2:
             return []
         clocks = [float(str(r["mhz"])) for r in readings if "mhz" in r]
-        return [*_load_complaints(complete[0], complete[-1]), *_clock_complaints(clocks)]
+        complaints = list(_load_complaints(complete[0], complete[-1]))
+        if clocks and min(clocks) < (1 - CLOCK_SPREAD) * max(clocks):
+            complaints.append(f"the processor's clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+        return complaints
 
 
-@dataclass(frozen=True)
-class _Reading:
-    monotonic_s: float
-    own_s: float
-    waited_s: float
-    processors: int
-    busy_s: float
-    stolen_s: float
-    throttled_s: float
-    overheated: int
-
-    @classmethod
-    def of(cls, reading: Reading) -> _Reading:
-        count = {name: int(str(reading[name])) for name in ("processors", "overheated")}
-        rest = ("monotonic_s", "own_s", "waited_s", "busy_s", "stolen_s", "throttled_s")
-        return cls(**{name: float(str(reading[name])) for name in rest}, **count)  # type: ignore[arg-type]
-
-
-def _load_complaints(first: _Reading, last: _Reading) -> Iterator[str]:
-    own_s, waited_s = last.own_s - first.own_s, max(0.0, last.waited_s - first.waited_s)
-    there_s = last.processors * (last.monotonic_s - first.monotonic_s)
-    stolen_s = last.stolen_s - first.stolen_s
-    grain_s = 2 * last.processors / os.sysconf("SC_CLK_TCK")  # each counter lags by up to a tick, at both ends
-    foreign_s = last.busy_s - first.busy_s - own_s
+def _load_complaints(first: Mapping[str, float], last: Mapping[str, float]) -> Iterator[str]:
+    own_s, waited_s = last["own_s"] - first["own_s"], max(0.0, last["waited_s"] - first["waited_s"])
+    there_s = last["processors"] * (last["monotonic_s"] - first["monotonic_s"])
+    stolen_s = last["stolen_s"] - first["stolen_s"]
+    grain_s = 2 * last["processors"] / os.sysconf("SC_CLK_TCK")  # each counter lags by up to a tick, at both ends
+    foreign_s = last["busy_s"] - first["busy_s"] - own_s
     if own_s + waited_s > 0 and (share := waited_s / (own_s + waited_s)) > WAITING_SHARE:
         yield f"other work had the processor: this process waited for it {100 * share:.0f}% of its time"
     if foreign_s - grain_s > FOREIGN_SHARE * there_s:
         yield f"other processes used {100 * foreign_s / there_s:.0f}% of the processors meanwhile"
     if stolen_s - grain_s > STOLEN_SHARE * there_s:
         yield f"the hypervisor gave {100 * stolen_s / there_s:.0f}% of the processors to other machines"
-    if last.throttled_s > first.throttled_s:
-        yield f"the container's quota stopped this process for {1000 * (last.throttled_s - first.throttled_s):.0f} ms"
-    if last.overheated > first.overheated:
+    if last["throttled_s"] > first["throttled_s"]:
+        stopped_ms = 1000 * (last["throttled_s"] - first["throttled_s"])
+        yield f"the container's quota stopped this process for {stopped_ms:.0f} ms"
+    if last["overheated"] > first["overheated"]:
         yield "the processor was slowed for its temperature"
-
-
-def _clock_complaints(mhz: Sequence[float]) -> Iterator[str]:
-    if mhz and min(mhz) < (1 - CLOCK_SPREAD) * max(mhz):
-        yield f"the processor's clock moved between {min(mhz):.0f} and {max(mhz):.0f} MHz"
 
 
 def busy_and_stolen(stat: str, cpus: set[int]) -> tuple[float, float]:

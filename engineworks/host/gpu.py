@@ -43,6 +43,12 @@ def first_gpu() -> Gpu | None:
     return _ask(tool, (visible or "0").split(",")[0].strip()) if tool else None
 
 
+def describe() -> dict[str, str]:
+    """Return the first GPU as part of a measurement's key, {} where there is none."""
+    gpu = first_gpu()
+    return gpu.to_json() if gpu else {}
+
+
 @cache
 def _found(tool: str, path: str) -> str | None:
     """Return the tool's path, cached because every engine of a plan asks for it."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 SLOWED_BY: Mapping[str, str] = {
@@ -39,20 +39,21 @@ class GpuWatch:
         if self._nvml is None:
             return {}
         nvml, device = self._nvml, self._device
+        unsupported = nvml.NVMLError  # virtual machines and small GPUs lack some readings
         reading: dict[str, object] = {"monotonic_s": round(time.monotonic(), 3)}
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             reading["sm_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM)
             reading["memory_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM)
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             reading["temperature_c"] = nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             reading["power_w"] = nvml.nvmlDeviceGetPowerUsage(device) / 1000
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             reading["busy_percent"] = nvml.nvmlDeviceGetUtilizationRates(device).gpu
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             mask = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device)
             reading["slowed_by"] = [text for name, text in SLOWED_BY.items() if mask & getattr(nvml, name, 0)]
-        with _unsupported_is_left_out(nvml):
+        with suppress(unsupported):
             running = nvml.nvmlDeviceGetComputeRunningProcesses(device)
             reading["foreign_processes"] = _foreign([p.pid for p in running])
         return reading
@@ -110,13 +111,6 @@ def _of_our_group(pid: int) -> bool:
         return False
 
 
-@contextmanager
-def _unsupported_is_left_out(nvml: Any) -> Iterator[None]:
-    """Skip readings that virtual machines and small GPUs do not support."""
-    with suppress(nvml.NVMLError):
-        yield
-
-
 def _union(readings: Iterable[Mapping[str, object]], key: str) -> list[Any]:
     union: dict[Any, None] = {}
     for reading in readings:
@@ -130,6 +124,6 @@ def used_mib() -> float | None:
     nvml, device, _ = _open()
     used: float | None = None
     if nvml is not None:
-        with _unsupported_is_left_out(nvml):
+        with suppress(nvml.NVMLError):
             used = float(nvml.nvmlDeviceGetMemoryInfo(device).used) / 2**20
     return used

@@ -129,14 +129,21 @@ def _running(url: str) -> RunningServer:
 
 def version_of(server: RunningServer) -> str:
     """Ask a running server for its name and version (KServe's `GET /v2`), '' where it gives none within ANSWERS_S."""
-    import http.client  # half of what planning imports
-
-    with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):
-        with contextlib.closing(http.client.HTTPConnection(server.http, timeout=ANSWERS_S)) as connection:
-            connection.request("GET", "/v2")
-            found = json.loads(connection.getresponse().read(LARGEST_ANSWER))
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(http_get(server.http, "/v2"))
         return f"{found.get('name', '')} {found.get('version', '')}".strip()
     return ""
+
+
+def http_get(address: str, path: str, *, limit_s: float = ANSWERS_S, most_bytes: int = LARGEST_ANSWER) -> bytes:
+    """Return what the server at host:port answers to a GET, b"" where it does not answer."""
+    import http.client  # half of what planning imports
+
+    refused = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
+    with refused, contextlib.closing(http.client.HTTPConnection(address, timeout=limit_s)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().read(most_bytes)
+    return b""
 
 
 _EXAMPLE = "e.g. 'http://127.0.0.1:8000?grpc=8001&repository=/models'"

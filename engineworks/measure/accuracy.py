@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from engineworks.host.lazy import Array, NDArray, np
+from engineworks.measure.statistics import finite
 from engineworks.typed_json import Cosine, Count, Document, Size
 
 
@@ -90,14 +91,14 @@ class OutputComparison:
         known = not self._nonfinite and (self._elements > 0 or not self._skipped)
         ratio = self._rr / self._noise if known and self._noise > 0 else 0.0
         return OutputAccuracy(
-            max_abs=_number(self._max),
-            mean_abs=_number(self._sum_abs / max(1, self._elements)) if self._elements or not self._skipped else None,
-            cosine=_number(cosine(self._dot, self._ee, self._rr)) if known else None,
+            max_abs=finite(self._max),
+            mean_abs=finite(self._sum_abs / max(1, self._elements)) if self._elements or not self._skipped else None,
+            cosine=finite(cosine(self._dot, self._ee, self._rr)) if known else None,
             sqnr_db=10 * math.log10(ratio) if 0 < ratio < math.inf else None,
             nonfinite=self._nonfinite,
             elements=self._elements,
             worst_row=self._worst_row,
-            worst_row_cosine=_number(self._worst_cosine),
+            worst_row_cosine=finite(self._worst_cosine),
         )
 
     def _note_worst_row(self, e: NDArray[np.float64], r: NDArray[np.float64]) -> None:
@@ -121,7 +122,3 @@ def cosine(dot: float, ee: float, rr: float) -> float:
     if ee == 0.0 or rr == 0.0:
         return 1.0 if ee == rr else 0.0
     return max(-1.0, min(1.0, dot / math.sqrt(ee) / math.sqrt(rr)))
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

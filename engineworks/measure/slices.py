@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
 from engineworks.host.lazy import np
+from engineworks.measure.statistics import finite
 from engineworks.measure.task_metrics import ratio_to_reference
 from engineworks.typed_json import Count, Document
 
@@ -99,7 +100,7 @@ def _values(name: str, rows: Rows, score: Score, lower: bool, upper: float, coun
     ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
     if not math.isfinite(reference) or (reference <= 0 and not math.isfinite(ratio) and math.isfinite(engine)):
         why = "fp32 gives no number" if not math.isfinite(reference) else "fp32 is not above zero"
-        return Slice(name, len(rows), _number(engine), _number(reference), None, 0, 1, why=why)
+        return Slice(name, len(rows), finite(engine), finite(reference), None, 0, 1, why=why)
     if not math.isfinite(engine) and not (lower and engine > 0):
         return Slice(name, len(rows), None, reference, None, 0, 0)
     ratio = 0.0 if not math.isfinite(ratio) else ratio
@@ -108,8 +109,8 @@ def _values(name: str, rows: Rows, score: Score, lower: bool, upper: float, coun
     low, z = _bound(ratio, ratio_error, len(rows), ERROR_RATE, 0.0), NormalDist().inv_cdf(1 - ERROR_RATE)
     high = _bound(ratio, ratio_error, len(rows), upper, max(1.0, ratio))
     return Slice(
-        name, len(rows), _number(engine), reference, ratio, low, high,
-        _number(engine - z * engine_error), _number(engine + z * engine_error),
+        name, len(rows), finite(engine), reference, ratio, low, high,
+        finite(engine - z * engine_error), finite(engine + z * engine_error),
     )  # fmt: skip
 
 
@@ -141,7 +142,3 @@ def _draws(rows: Rows, score: Score, lower: bool, count: int) -> Iterator[tuple[
         ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
         if math.isfinite(ratio) and math.isfinite(engine):
             yield ratio, engine
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

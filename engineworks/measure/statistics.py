@@ -52,6 +52,10 @@ def enough_for(q: float, confidence: float = 0.95) -> int:
     return n
 
 
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
 def student_quantile(p: float, freedom: int) -> float:
     """Quantile of Student's t distribution with this many degrees of freedom."""
     from scipy.special import stdtrit  # what scipy.stats.t calls, whose import takes .8 s; this takes .2 s

@@ -41,11 +41,8 @@ def recommend(latency: Latency, latency_ms: float | None) -> Recommendation:
     unknown = [] if memory_total_mib else ["the device's memory is not known"]
     if best is None:
         return Recommendation(None, "; ".join(["no batch can be recommended", *left_out, *unknown]))
-    within = (
-        f", within {latency_ms:.4g} ms"
-        if latency_ms is not None
-        else "; no latency budget was given (performance.sweep.latency_ms)"
-    )
+    none = "; no latency budget was given (performance.sweep.latency_ms)"
+    within = none if latency_ms is None else f", within {latency_ms:.4g} ms"
     head = f"batch {best.batch}: {best.throughput_per_s:,.0f} samples/s at {best.latency_ms_p50:.3g} ms{within}"
     return Recommendation(best.batch, "; ".join([head, *left_out, *unknown]))
 

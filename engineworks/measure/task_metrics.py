@@ -12,17 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import ModelError
-from engineworks.host.lazy import np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-else:
-    Array = Any
+from engineworks.host.lazy import Array, NDArray, np
 
 NO_LABEL = -100
 """Padding: top_k, f1 and span leave out this label; perplexity and texts leave out every label below zero."""

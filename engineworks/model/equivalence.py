@@ -16,7 +16,7 @@ import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
 from engineworks.host.lazy import Array, Arrays, NDArray, ort
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options, ort_errors
 from engineworks.tensors import TensorSpec
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -41,7 +41,7 @@ def open_session(path: Path, *, optimized: bool = False) -> ort.InferenceSession
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps run at the same time
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except runtime_failures() as error:
+    except ort_errors() as error:
         reason = runtime_reason(error)
         missing = re.search(r"implementation for (\w+)\((\d+)\) node with name '(.*)'", reason)
         if missing:
@@ -63,7 +63,7 @@ def first_outputs(session: ort.InferenceSession, feeds: Sequence[Arrays], where:
         raise SamplesError(f"{where}: there is no evaluation data to prove a rewritten model with")
     try:
         return _run(session, feeds[0])
-    except runtime_failures() as error:
+    except ort_errors() as error:
         raise SamplesError(
             f"{where}: the model does not run on the first sample ({_shown(feeds[0])}): {runtime_reason(error)}",
             hint="see that the evaluation data has the model's names, dtypes and shapes",
@@ -106,13 +106,13 @@ def expected_outputs(
     for index, feed in enumerate(feeds[1:], 1):
         try:
             found.append(Expected(feed, _run(original, feed), f"on sample {index} ({_shown(feed)})"))
-        except runtime_failures() as error:
+        except ort_errors() as error:
             message = f"the model does not run on sample {index} ({_shown(feed)}): {runtime_reason(error)}"
             raise SamplesError(message) from None
     for dim, feed in resized(feeds[0], inputs):
         try:
             found.append(Expected(feed, _run(original, feed), f"at another '{dim}' ({_shown(feed)})"))
-        except runtime_failures():
+        except ort_errors():
             continue  # a length that the model does not take, e.g. no multiple of 32
     return found
 
@@ -122,7 +122,15 @@ def compare(candidate: ort.InferenceSession, expected: Sequence[Expected]) -> di
     of the first difference above `TOLERANCE`."""
     worst = dict.fromkeys(expected[0].outputs, 0.0)
     for run in expected:
-        _compare_once(candidate, run.feed, run.outputs, worst, run.where)
+        try:
+            actual = _run(candidate, run.feed)
+        except ort_errors() as error:
+            raise FoldError(f"the rewritten model does not run {run.where}: {runtime_reason(error)}") from None
+        for name, value in run.outputs.items():
+            apart, problem = difference(value, actual[name])
+            worst[name] = max(worst[name], apart)
+            if problem:
+                raise FoldError(f"output '{name}' {problem}, {run.where}")
     return worst
 
 
@@ -172,16 +180,6 @@ def difference(expected: Array, actual: Array) -> tuple[float, str]:
     return float(apart.max()), "" if apart[worst] <= allowed[worst] else figure
 
 
-def runtime_failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of ONNX Runtime: its own classes, which have no common parent, and Python's for arguments
-    of a wrong kind."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented",
-             "NotFound", "EPFail", "EngineError", "RuntimeException", "ModelRequiresCompilation")  # fmt: skip
-    return (*(getattr(state, name) for name in names), RuntimeError, ValueError, TypeError)
-
-
 def runtime_reason(error: object) -> str:
     """Return ONNX Runtime's message, or an exception with it, without codes, paths and C++ signatures."""
     text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(error).strip())[-1]
@@ -199,20 +197,6 @@ def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDA
     nonzero = finite[finite > 0]
     scale = min(nonzero.max(), 100 * np.quantile(nonzero, 0.1)) if nonzero.size else 0.0
     return np.maximum(values, scale)
-
-
-def _compare_once(
-    candidate: ort.InferenceSession, feed: Arrays, expected: Arrays, worst: dict[str, float], when: str
-) -> None:
-    try:
-        actual = _run(candidate, feed)
-    except runtime_failures() as error:
-        raise FoldError(f"the rewritten model does not run {when}: {runtime_reason(error)}") from None
-    for name, value in expected.items():
-        apart, problem = difference(value, actual[name])
-        worst[name] = max(worst[name], apart)
-        if problem:
-            raise FoldError(f"output '{name}' {problem}, {when}")
 
 
 def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, Array]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from engineworks.errors import ModelError
@@ -112,6 +113,14 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return tensor
 
 
+def keep_named(values: MutableSequence[Any], wanted: Callable[[str], bool]) -> None:
+    """Delete the values of other names from a repeated field of a graph: inputs, initializers, sparse ones."""
+    for index in reversed(range(len(values))):
+        value = values[index]
+        if not wanted(value.name if hasattr(value, "name") else value.values.name):
+            del values[index]
+
+
 def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Replace the graph's nodes; some of the new ones may be the old ones."""
     copies = onnx.GraphProto(node=nodes)
@@ -122,31 +131,28 @@ def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Put every node after those whose tensors it reads, else in the order it had, in branches and bodies too.
 
-    A. B. Kahn's algorithm (1962), with a heap of the ready nodes. Raises `ModelError` for a cycle.
+    Raises `ModelError` for a cycle.
     """
     for node in graph.node:
         for inner in subgraphs(node):
             sort_nodes(inner)
     makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    readers: dict[int, list[int]] = {}
-    waiting = []
+    sorter = TopologicalSorter[int]()
     for index, node in enumerate(graph.node):
         # A branch's own tensor may be called as the node's output; that is no cycle.
         needed = {makers[n] for n in names_read(node) if n in makers and (makers[n] != index or n in node.input)}
-        waiting.append(len(needed))
-        for maker in needed:
-            readers.setdefault(maker, []).append(index)
-    ready = [index for index, count in enumerate(waiting) if not count]
-    order = []
+        sorter.add(index, *needed)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        stuck = graph.node[min(error.args[1])]
+        raise ModelError(f"the graph has a cycle through {node_label(stuck)} ({stuck.op_type})") from None
+    ready, order = sorted(sorter.get_ready()), list[int]()
     while ready:
         order.append(heapq.heappop(ready))
-        for reader in readers.get(order[-1], ()):
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heapq.heappush(ready, reader)
-    if len(order) < len(waiting):
-        stuck = next(node for node, count in zip(graph.node, waiting, strict=True) if count)
-        raise ModelError(f"the graph has a cycle through {node_label(stuck)} ({stuck.op_type})")
+        sorter.done(order[-1])
+        for reader in sorter.get_ready():
+            heapq.heappush(ready, reader)
     if order != sorted(order):
         set_nodes(graph, [graph.node[index] for index in order])
 

@@ -10,7 +10,7 @@ from engineworks.errors import ModelError
 from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
-from engineworks.model.soundness import check_sound, external_file, external_number, shown
+from engineworks.model.soundness import check_sound, external_file, external_number, make_dense, shown
 from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
@@ -37,8 +37,6 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     Raises `ModelError` if it is not a model.
     """
     from google.protobuf.message import DecodeError
-
-    from engineworks.model.fold.sparse import make_dense
 
     try:
         with open_regular(path) as file:
@@ -85,9 +83,10 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     Raises `ModelError` for external data that is missing, outside of the folder or cut short.
     """
     external_files(path, model)
+    root = path.parent.resolve()
     for tensor in all_tensors(model):
         if is_external(tensor):
-            _make_absolute(path, tensor)
+            detach(tensor, *_external_place(path, root, tensor))
             if tensor_bytes(tensor) < _DETACHED_FROM_BYTES:
                 attach(tensor)
     for tensor in inner_tensors(model):
@@ -216,12 +215,6 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
             raise ModelError(f"{path}: external data '{shown(name)}' is missing", hint="copy it beside the model")
         files.append(file)
     return tuple(files)
-
-
-def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
-    """Make the location of external data absolute, and see that all of it is there."""
-    file, offset = _external_place(path, path.parent.resolve(), tensor)
-    detach(tensor, file, offset)
 
 
 def _external_place(path: Path, root: Path, tensor: onnx.TensorProto) -> tuple[Path, int]:

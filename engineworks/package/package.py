@@ -36,7 +36,6 @@ from engineworks.engines.strict_json import Digest, parse_document, read_bytes, 
 from engineworks.errors import EngineworksError, InputError, StoreError, TrustError
 from engineworks.host.file_digests import digest_file
 from engineworks.measure.serving_report import BatchingSweep, ServingReport
-from engineworks.package.kernels import package_kernels
 from engineworks.package.runtime import write_python_model
 from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
 from engineworks.package.triton_engines import (
@@ -47,7 +46,7 @@ from engineworks.package.triton_engines import (
     model_name,
     verify_engines,
 )
-from engineworks.package.warmup import write_warm_ups
+from engineworks.package.warmup import package_kernels, write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings

@@ -84,9 +84,8 @@ class TritonPythonModel:
         feeds = {}
         for name, rank in self._ranks.items():
             array = np.from_dlpack(self._triton.get_input_tensor_by_name(request, name))
-            feeds[name] = (
-                array if array.ndim == rank else array.reshape(array.shape[:rank])
-            )  # [1] replaces no dimension
+            # [1] replaces no dimension
+            feeds[name] = array if array.ndim == rank else array.reshape(array.shape[:rank])
         return feeds
 
     def _respond(self, feeds: Sequence[Mapping[str, Any]], *, padded: bool = True) -> list[Any]:

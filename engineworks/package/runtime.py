@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engineworks.engines.backends import BACKENDS, backend
 from engineworks.host.packages import installed_version
+from engineworks.model.export.source_code import find_module
 
 RUNTIME_FILE = "runtime.zip"
 REQUIREMENTS_FILE = "requirements.txt"
@@ -81,18 +82,12 @@ def runtime_modules(name: str) -> Mapping[str, Path]:
     pending = [ENTRY, BACKENDS[name]]
     while pending:
         module = pending.pop()
-        file = _file_of(root, module)
+        file = find_module(module, root.parent)
         if file is None or module in found:
             continue
         found[module] = file
         pending += [module.rpartition(".")[0], *(_imports(file) if module != PACKAGE else ())]
     return {file.relative_to(root.parent).as_posix(): file for file in found.values()}
-
-
-def _file_of(root: Path, module: str) -> Path | None:
-    """Return the module's file; None for a name that is no module, such as a function."""
-    place = root.parent.joinpath(*module.split("."))
-    return next((f for f in (place / "__init__.py", place.with_suffix(".py")) if module and f.is_file()), None)
 
 
 @cache

@@ -10,20 +10,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from engineworks.engines.backends import backend, backend_facts, runner
 from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_files import SIDECAR_FILE, check_files, inside
-from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
 from engineworks.engines.signing import Signer, Trust, read_trust
-from engineworks.engines.statements import Statements, check_statement, read_statements_file
+from engineworks.engines.statements import Statements, check_statement, read_known_statements, read_statements_file
 from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
 from engineworks.host.atomic_write import write_atomically
-from engineworks.typed_json import STRICT, Document, plain
+from engineworks.typed_json import Document
 
 VERSION = "1"
 """Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
@@ -54,10 +53,8 @@ class PackagedFiles(Document):
 
 
 @dataclass(frozen=True)
-class PackagedEngines:
+class PackagedEngines(Document):
     """The contents of `engines.json`. model: the directory's name."""
-
-    __pydantic_config__ = STRICT
 
     engines: Literal[1]
     model: str
@@ -66,17 +63,9 @@ class PackagedEngines:
 
     def write(self, folder: Path, signer: Signer | None) -> None:
         """Write the file into the model's directory, signed if there is a key."""
-        document = plain(self)
+        document = self.to_json()
         text = json.dumps(signer.sign(document) if signer else document, indent=1)
         (folder / PASSPORTS / ENGINES_FILE).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any], what: str, model: str) -> PackagedEngines:
-        """Read what `write` wrote. model: the name for a package of an Engineworks that wrote none. Raises
-        `TrustError`."""
-        if "engines" not in document:
-            document = {"engines": 1, "model": model, "targets": document}
-        return typed(cls, document, what)
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,9 @@ def read_engines(model: Path, trust: Trust, name: str = "") -> list[EngineInPack
     name, place = name or model.name, next((f for f in folders if f.is_dir()), folders[0]) / ENGINES_FILE
     document = parse_document(read_bytes(place, missing=PACKAGE_AGAIN), str(place))
     trust.check(document, str(place))
-    described = PackagedEngines.from_json(document, str(place), name)
+    if "engines" not in document:  # an earlier Engineworks named no model
+        document = {"engines": 1, "model": name, "targets": document}
+    described = typed(PackagedEngines, document, str(place))
     if described.model != name:
         raise TrustError(f"{place}: is of model {described.model}, not of {name}", hint="do not serve it")
     engines = [

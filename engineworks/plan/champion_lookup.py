@@ -20,7 +20,7 @@ from engineworks.host.file_digests import digest_file
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.aliases import Slot, registered_name
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking

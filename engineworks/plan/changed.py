@@ -14,14 +14,13 @@ from typing import Any
 
 from engineworks.errors import InputError, RecipeError, TargetError
 from engineworks.host.file_digests import FileDigests
-from engineworks.host.git.revision import RevisionTree, checked_out, find_revision
+from engineworks.host.git import RevisionTree, checked_out, find_revision
 from engineworks.plan.changed_alone import compare_alone
-from engineworks.plan.differences import changes
+from engineworks.plan.differences import EngineChange, RecipeChange, State, changes, evaluated_differently
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipe
-from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, evaluated_differently
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 

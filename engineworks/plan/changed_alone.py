@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ModelError, RecipeError
-from engineworks.host.git.revision import RevisionTree
+from engineworks.host.git import RevisionTree
 from engineworks.model.export.outline import read_outline
 from engineworks.model.export.source_code import source_closure
-from engineworks.plan.differences import changes
-from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, evaluated_differently
+from engineworks.plan.differences import EngineChange, RecipeChange, State, changes, evaluated_differently
 from engineworks.recipe.load import read_recipe
 
 SHAPES_NOTHING = {

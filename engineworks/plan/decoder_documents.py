@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
-from engineworks.engines.backends import backend_facts
 from engineworks.engines.peers import peer
 from engineworks.host.file_digests import FileDigests
-from engineworks.plan.documents import PEER_TIME_LIMIT_S, TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
+from engineworks.plan.documents import PEER_TIME_LIMIT_S, TORCH_LIBRARIES, Document, Documents, Unkeyed
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.decoder import swept
 from engineworks.recipe.load import LoadedRecipe
@@ -27,12 +25,7 @@ class DecoderDocuments(Documents):
         assert decoder is not None
         params = {"source": kind, "decoder": decoder.model_dump(mode="json") | {"context": decoder.longest}}
         digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
-        unkeyed = {
-            "source": self._files.source,
-            "folder": self._files.folder,
-            "files": list(self._files.model.values()),
-        }
-        return self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ())), unkeyed
+        return self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ())), self._sources()
 
     def fold(self, export: str) -> tuple[Document, Unkeyed]:
         return self._document("fold", {"decoder": True}, {"export": export}, {}), {}
@@ -79,11 +72,9 @@ class DecoderDocuments(Documents):
     def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Unkeyed]:
         params = {"decoder": self._streams(), "target": target.to_json(), "serving": self._serving()}
         made, _, unkeyed = self._data("evaluation", self._files.evaluation)
-        facts = backend_facts(target.target.backend)
         inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
-        document = self._document("compare", params, inputs, {}, facts.libraries)
-        document["hardware"] = facts.hardware()
-        return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
+        document, cache = self._on_device("compare", target, params, inputs, {})
+        return document, {**unkeyed, **cache}
 
     def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         del lower  # its layers are not timed
@@ -92,10 +83,8 @@ class DecoderDocuments(Documents):
             "target": target.to_json(), "serving": self._serving(),
         }  # fmt: skip
         made, _, unkeyed = self._data("evaluation", self._files.evaluation)
-        facts = backend_facts(target.target.backend)
-        document = self._document("measure", params, {"build": build, **made}, {}, facts.libraries)
-        document["hardware"] = facts.hardware()
-        return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
+        document, cache = self._on_device("measure", target, params, {"build": build, **made}, {})
+        return document, {**unkeyed, **cache}
 
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
         module, params = peer(name), {"decoder": self._streams(), "peer": name, "precision": precision, "at": self._at}
@@ -112,12 +101,8 @@ class DecoderDocuments(Documents):
     def _sweep(self) -> list[Document]:
         return [{"batch": d["streams"], "dims": d, "profile": None, "tail": False} for d in swept(self.recipe)]
 
-    @cached_property
-    def _at(self) -> Document:
-        return {
-            name: {"dims": dict(dims), "profile": None, "tail": self._needs_tail(name)}
-            for name, dims in self.recipe.performance.at.items()
-        }
+    def _profile(self, shape: str, dims: Mapping[str, int]) -> None:
+        """A decoder's engine has no profiles."""
 
     def _streams(self) -> Document:
         """Return the numbers of streams that engines are made for, and the prompts that they begin with."""

@@ -73,15 +73,14 @@ class Documents:
         if kind != "onnx":
             params |= {"factory": source.get("torch"), "task": source.get("task"), "interface": self._interface()}
         digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
-        unkeyed = {
-            "source": self._files.source,
-            "folder": self._files.folder,
-            "files": list(self._files.model.values()),
-        }
         document = self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ()))
         if kind == "torch":
             document["libraries"] |= self._imports(source["torch"])
-        return document, unkeyed
+        return document, self._sources()
+
+    def _sources(self) -> Unkeyed:
+        files = self._files
+        return {"source": files.source, "folder": files.folder, "files": list(files.model.values())}
 
     def _interface(self) -> Document:
         outputs = {name: tuple(shape) for name, shape in self.recipe.outputs.items()}
@@ -221,14 +220,12 @@ class Documents:
         params |= {"slices": data.slices} if data.slices else {}
         made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
-        facts = backend_facts(target.target.backend)
-        libraries = (*facts.libraries, *(LIBRARIES.get(metric_name(metric), ()) if metric else ()))
+        libraries = LIBRARIES.get(metric_name(metric), ()) if metric else ()
         inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
-        document = self._document("compare", params, inputs, digests, libraries)
-        document["hardware"] = facts.hardware()
+        document, cache = self._on_device("compare", target, params, inputs, digests, libraries)
         for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
-        return document, {**place, "folder": self._files.folder} | device_cache(document, facts.libraries, build)
+        return document, {**place, "folder": self._files.folder, **cache}
 
     def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
@@ -239,10 +236,9 @@ class Documents:
             "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
-        facts = backend_facts(target.target.backend)
-        document = self._document("measure", params, {"build": build, "lower": lower, **made}, digests, facts.libraries)
-        document["hardware"] = facts.hardware()
-        return document, place | device_cache(document, facts.libraries, build)
+        inputs = {"build": build, "lower": lower, **made}
+        document, cache = self._on_device("measure", target, params, inputs, digests)
+        return document, place | cache
 
     def serve(
         self, target: NamedTarget, build: str, compared: tuple[str, Document], server: Document
@@ -258,10 +254,8 @@ class Documents:
         }  # fmt: skip
         made, digests, place = self._data("evaluation", self._files.evaluation)
         digests |= {n: d for n, d in compare["digests"].items() if n.startswith("metric ")}
-        facts = backend_facts(target.target.backend)
         inputs = {"build": build, "compare": key, "reference": compare["inputs"]["reference"], **made}
-        document = self._document("serve", params, inputs, digests, facts.libraries)
-        document["hardware"] = facts.hardware()
+        document, _ = self._on_device("serve", target, params, inputs, digests)
         return document, {**place, "folder": self._files.folder}
 
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
@@ -351,6 +345,16 @@ class Documents:
             "libraries": installed_versions((*step.libraries, *libraries)),
             **({} if self.loaded.mode == "full" else {"mode": self.loaded.mode}),
         }
+
+    def _on_device(
+        self, kind: StepName, target: NamedTarget, params: Document, inputs: Mapping[str, str],
+        digests: Mapping[str, str], libraries: tuple[str, ...] = (),
+    ) -> tuple[Document, Document]:  # fmt: skip
+        """Document a step that runs the target's engine. Also the engine's cache on this device: unkeyed."""
+        facts = backend_facts(target.target.backend)
+        document = self._document(kind, params, inputs, digests, (*facts.libraries, *libraries))
+        document["hardware"] = facts.hardware()
+        return document, device_cache(document, facts.libraries, inputs["build"])
 
 
 def device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:

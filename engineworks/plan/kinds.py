@@ -80,7 +80,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
-        8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        9, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime", typed=(CalibrationReport,),
     ),
     "reference": StepKind(
@@ -91,13 +91,13 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=Lowering.FILE, typed=(Lowering,), optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        5, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(6, (), BuildError, ("lower",), 5, owner="engine", report=Sidecar.FILE, typed=(Sidecar,),
         optimizer="target",
 ),
     "compare": StepKind(
-        7, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        8, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(

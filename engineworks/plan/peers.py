@@ -36,17 +36,15 @@ class PlannedPeer:
 
 def plan_peers(documents: Documents, names: Sequence[str], add: Add) -> tuple[PlannedPeer, ...]:
     """Plan the named peers, each in its precisions."""
-    return tuple(_planned(documents, name, p, add) for name in names for p in _precisions(documents, name))
-
-
-def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
-    return peer(name).precisions(documents.recipe.precisions)
+    wanted = documents.recipe.precisions
+    return tuple(_planned(documents, name, p, add) for name in names for p in peer(name).precisions(wanted))
 
 
 def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
     module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
-    why = _generates(documents, name) or module.why_not(_source(documents), precision)
-    why = why or _nothing_to_measure(documents)
+    why = _generates(documents, name) or module.why_not(documents.loaded.files.kind, precision)
+    if not why and not documents.recipe.performance.at:
+        why = "the recipe names no shapes under performance.at"
     if why:
         return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
     inputs = _inputs(documents, precision, add, from_source=module.FROM_SOURCE)
@@ -54,20 +52,11 @@ def _planned(documents: Documents, name: str, precision: str, add: Add) -> Plann
     return PlannedPeer(recipe_id, name, module.TITLE, precision, step)
 
 
-def _source(documents: Documents) -> str:
-    """Return the kind of the recipe's source: 'onnx', 'torch', …"""
-    return documents.loaded.files.kind
-
-
 def _generates(documents: Documents, name: str) -> str:
     """Return why the peer cannot generate text, or does nothing else."""
     if documents.recipe.model.decoder is None:
         return "it runs decoder language models only" if name == "genai" else ""
     return "" if isinstance(peer(name), GeneratingPeer) else "it does not generate text"
-
-
-def _nothing_to_measure(documents: Documents) -> str:
-    return "" if documents.recipe.performance.at else "the recipe names no shapes under performance.at"
 
 
 def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool) -> dict[str, str]:

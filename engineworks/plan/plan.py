@@ -19,7 +19,6 @@ from engineworks.fingerprint import canonical_json, digest_of
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
-from engineworks.plan.closure import closure
 from engineworks.plan.decoder_documents import every_document
 from engineworks.plan.differences import changes
 from engineworks.plan.documents import Documents
@@ -28,7 +27,7 @@ from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_again
 from engineworks.plan.served import served_again
-from engineworks.plan.steps import Step, StepTable
+from engineworks.plan.steps import Step, StepTable, closure
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
@@ -120,15 +119,12 @@ class Plan:
 
     def closure(self, keys: Iterable[str]) -> set[str]:
         """Return these keys and all their direct and indirect inputs."""
-        return closure(keys, self._inputs)
+        return closure(keys, lambda key: self.steps[key].inputs.values())
 
     def needed(self, keys: Iterable[str]) -> list[Step]:
         """Return the steps of these keys and of all their inputs, in the plan's order."""
         needed = self.closure(keys)
         return [step for key, step in self.steps.items() if key in needed]
-
-    def _inputs(self, key: str) -> Iterable[str]:
-        return self.steps[key].inputs.values()
 
     def to_json(self) -> dict[str, object]:
         return {

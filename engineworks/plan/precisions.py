@@ -17,7 +17,7 @@ from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
 
 Uses = Mapping[str, Sequence[str]]
-"""A model's uses of its operators, with the names of the nodes (`model/fold/node_uses.py`)."""
+"""A model's uses of its operators, with the names of the nodes (`model/fold/inventory.py`)."""
 
 
 def known_uses(documents: Documents, store: Store) -> Uses | None:

@@ -8,12 +8,14 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.file_digests import FileDigests
 from engineworks.model.lower.report import Lowering
 from engineworks.plan.decoder_documents import documents_of
+from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.artifact import Artifact
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 
@@ -33,20 +35,16 @@ def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> Sampl
 
 def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
     """Return notes, such as how many texts were cut, on all prepared data in the store."""
-    notes: list[str] = []
-    for step in plan.steps.values():
-        artifact = store.get(step.key) if step.kind == "prepare" else None
-        if artifact is not None:
-            notes += artifact.read_json(REPORT_FILE)["notes"]
-    return tuple(dict.fromkeys(notes))
+    reports = [made.read_json(REPORT_FILE) for made in _made(plan, store, "prepare")]
+    return tuple(dict.fromkeys(note for report in reports for note in report["notes"]))
 
 
 def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
     """Return notes, such as which nodes a precision's recipe names in vain, on every lowered model in the store."""
-    notes: list[str] = []
-    for step in plan.steps.values():
-        artifact = store.get(step.key) if step.kind == "lower" else None
-        if artifact is not None:
-            report = artifact.read(Lowering)
-            notes += [f"{report.precision}: {note}" for note in report.notes]
-    return tuple(dict.fromkeys(notes))
+    reports = [made.read(Lowering) for made in _made(plan, store, "lower")]
+    return tuple(dict.fromkeys(f"{report.precision}: {note}" for report in reports for note in report.notes))
+
+
+def _made(plan: Plan, store: Store, kind: StepName) -> list[Artifact]:
+    """Return what the store has of the plan's steps of this kind."""
+    return [made for step in plan.steps.values() if step.kind == kind and (made := store.get(step.key))]

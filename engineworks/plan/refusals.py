@@ -21,10 +21,7 @@ def refuse_folded(plan: Plan, store: Store) -> Plan:
     engines = tuple(e for e in plan.engines if not reasons[e.id])
     left = replace(plan, engines=engines, refused=(*plan.refused, *refused))
     needed = left.closure(left.goals)
-    steps = {
-        key: step
-        if key in needed or step.state != "to do"
-        else replace(step, state="not needed", reason="the engine that needs it is refused")
-        for key, step in plan.steps.items()
-    }
-    return replace(left, steps=steps)
+    idle = {key: step for key, step in plan.steps.items() if key not in needed and step.state == "to do"}
+    why = "the engine that needs it is refused"
+    skipped = {key: replace(step, state="not needed", reason=why) for key, step in idle.items()}
+    return replace(left, steps={**plan.steps, **skipped})

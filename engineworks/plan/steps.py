@@ -1,8 +1,8 @@
-"""A step of a plan, and the table that a plan's steps are added to."""
+"""A step of a plan, what it depends on, and the table that a plan's steps are added to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,3 +55,14 @@ class StepTable:
         if name not in self._shared:
             self._shared[name] = self.add(kind, name, *make())
         return self._shared[name]
+
+
+def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
+    """Return these keys and all their direct and indirect inputs. inputs: the keys that a step reads, by its key."""
+    pending, visited = list(keys), set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in visited:
+            visited.add(key)
+            pending.extend(inputs(key))
+    return visited

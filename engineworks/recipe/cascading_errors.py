@@ -7,8 +7,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from engineworks.errors import Keys, Problem
-from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.yaml_nodes import Node
+
+RENAMED: Mapping[Keys, str] = {
+    ("calibration", "around"): "unquantized",
+    ("performance", "regression", "most_s"): "max_s",
+    ("time_limits", "duel"): "compare_champion",
+}
+"""Path of an old key → its new name, which the message gives that refuses the old one."""
 
 Error = Mapping[str, Any]
 """An error as pydantic's `ValidationError.errors()` lists it."""

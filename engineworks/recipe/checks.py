@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 
 from engineworks.errors import did_you_mean
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.decoder import check_decoder
-from engineworks.recipe.findings import Finding, at_key, at_value
+from engineworks.recipe.findings import Finding, at_key, at_value, twins
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
-from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
+from engineworks.recipe.part import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
@@ -71,14 +71,9 @@ _ONE_KIND = "give exactly one: npz: FILE, text: FILE or images: FOLDER"
 
 
 def _lists_have_no_twins(recipe: Recipe) -> Iterator[Finding]:
-    for key, values in (("precisions", recipe.precisions), ("targets", recipe.targets)):
-        yield from _twins((key,), values)
-
-
-def _twins(path: tuple[str, ...], values: Sequence[str | int]) -> Iterator[Finding]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            yield at_value((*path, index), f"duplicate '{value}' in {path[-1]}", "remove one")
+    yield from twins(("precisions",), recipe.precisions)
+    yield from twins(("targets",), recipe.targets)
+    yield from twins(("performance", "streams"), recipe.performance.streams)
 
 
 def _profiles_are_whole(recipe: Recipe) -> Iterator[Finding]:
@@ -134,7 +129,7 @@ def _sweep_fits(recipe: Recipe) -> Iterator[Finding]:
     if not sweep.batch:
         yield at_key(path, "the sweep needs batch sizes", "e.g. batch: [1, 8, 32]")
         return
-    yield from _twins(("performance", "sweep", "batch"), sweep.batch)
+    yield from twins(("performance", "sweep", "batch"), sweep.batch)
     if not at:
         yield at_key(path, "the sweep needs a named shape under performance.at", _AT_EXAMPLE)
         return
@@ -169,10 +164,6 @@ def _profile_limits(recipe: Recipe) -> str:
         f"{name}: {', '.join(f'{dim} {low}–{high}' for dim, (low, _, high) in ranges.items())}"
         for name, ranges in recipe.shapes.items()
     )
-
-
-def _streams_have_no_twins(recipe: Recipe) -> Iterator[Finding]:
-    yield from _twins(("performance", "streams"), recipe.performance.streams)
 
 
 def _averaging_has_its_method(recipe: Recipe) -> Iterator[Finding]:
@@ -321,7 +312,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _named_shapes_fit,
     _budgets_have_shapes,
     _sweep_fits,
-    _streams_have_no_twins,
     *PRECISION_CHECKS,
     _averaging_has_its_method,
     _every_precision_has_limits,

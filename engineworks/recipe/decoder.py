@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from engineworks.errors import Problem, did_you_mean
 from engineworks.recipe.decoder_part import Decoder
-from engineworks.recipe.findings import Finding, at_key, at_value
+from engineworks.recipe.findings import Finding, at_key, at_value, twins
 from engineworks.recipe.metric import metric_name
 from engineworks.recipe.recipe import AUTO, W4A8, Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
@@ -30,15 +30,8 @@ SWEPT_NEW = 16
 """Tokens that each stream of a sweep continues by, or as many as fit."""
 
 DECODER_BUDGETS = (
-    "first_token_ms",
-    "tokens_per_s",
-    "memory_mib",
-    "load_ms",
-    "engine_mib",
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-)
+    "first_token_ms", "tokens_per_s", "memory_mib", "load_ms", "engine_mib", "p50_ms", "p90_ms", "p99_ms",
+)  # fmt: skip
 
 
 def is_decoder(node: Node) -> bool:
@@ -154,10 +147,7 @@ def _source(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
 
 
 def _contexts(recipe: Recipe, decoder: Decoder) -> Iterator[Finding]:
-    path = ("model", "decoder", "context")
-    for index, context in enumerate(decoder.context):
-        if context in decoder.context[:index]:
-            yield at_value((*path, index), f"duplicate '{context}' in context", "remove one")
+    yield from twins(("model", "decoder", "context"), decoder.context)
     names = target_names(recipe)
     for index, target in enumerate(recipe.targets):
         if len(decoder.context) > 1 and target in names:

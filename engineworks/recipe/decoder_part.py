@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from engineworks.recipe.numbers import LARGEST_LENGTH, Length
-from engineworks.recipe.part import DimName, Part
+from engineworks.recipe.part import LARGEST_LENGTH, DimName, Length, Part
 from engineworks.recipe.two_forms import as_numbers, numbers_schema
 
 _SUM = re.compile(r"\s*\w+(\s*\+\s*\w+)*\s*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engineworks.errors import Keys, Problem
@@ -22,6 +23,12 @@ class Finding:
         """The same at its place in the file that `node` was read from."""
         place = node.key_place(self.path) if self.of_key else node.at(self.path).place
         return Problem(place, self.message, self.hint, self.about)
+
+
+def twins(path: tuple[str, ...], values: Sequence[str | int]) -> Iterator[Finding]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            yield at_value((*path, index), f"duplicate '{value}' in {path[-1]}", "remove one")
 
 
 def at_value(path: Keys, message: str, hint: str = "", about: Keys = ()) -> Finding:

@@ -10,25 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
 
-from engineworks.recipe.numbers import Extent, Length, Number
-from engineworks.recipe.part import Part
+from engineworks.recipe.part import Extent, Length, Number, Part
 
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Average = Literal["macro", "micro", "binary"]
 Decoding = Literal["ids", "ctc"]
 
 MetricName = Literal[
-    "top1",
-    "f1",
-    "auc",
-    "span",
-    "spearman",
-    "perplexity",
-    "word_error",
-    "character_error",
-    "mean_average_precision",
+    "top1", "f1", "auc", "span", "spearman", "perplexity", "word_error", "character_error", "mean_average_precision",
     "cosine",
-]
+]  # fmt: skip
 """Metrics that may stand alone, with their usual settings."""
 
 LOWER_IS_BETTER = frozenset({"perplexity", "word_error", "character_error"})

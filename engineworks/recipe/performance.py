@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from engineworks.recipe.numbers import Extent, Length, Positive, Seconds, Streams
-from engineworks.recipe.part import DimName, Name, Part
+from engineworks.recipe.part import DimName, Extent, Length, Name, Part, Positive, Seconds, Streams
 
 
 class Budget(Part):

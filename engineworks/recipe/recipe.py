@@ -7,17 +7,28 @@ fields against each other, and the steps check files and models when they read t
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
-from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds
-from engineworks.recipe.part import DimName, Name, Part
+from engineworks.recipe.part import (
+    DimName,
+    Extent,
+    Fraction,
+    Length,
+    Name,
+    Number,
+    Opset,
+    Part,
+    Percentile,
+    Positive,
+    Seconds,
+)
 from engineworks.recipe.performance import Performance
-from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
+from engineworks.recipe.two_forms import as_list, as_name, beside, npz_schema, slices_schema
 
 RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
@@ -50,23 +61,13 @@ TRIED_BY_AUTO: tuple[Precision, ...] = (*FLOATS, *FORMATS)
 
 def _date_as_text(value: object) -> object:
     """The date, if it is text. Pydantic takes numbers for days since 1970, so `expires: 2027` would be long past."""
-    if isinstance(value, str) and len(value) != len("2027-01-31"):
-        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
-    if not isinstance(value, str | date):
+    if not isinstance(value, str | date) or (isinstance(value, str) and len(value) != len("2027-01-31")):
         raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
     return value
 
 
 def _auto_as_list(value: object) -> object:
     return [AUTO] if value == AUTO else value
-
-
-def _auto_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: auto and a list."""
-    listed = dict(schema)
-    schema.clear()
-    description = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"const": AUTO}, listed], **description)
 
 
 Day = Annotated[date, BeforeValidator(_date_as_text)]
@@ -122,7 +123,7 @@ class Samples(Part):
         ("text",),
         min_length=1,
         max_length=2,
-        json_schema_extra=columns_schema,
+        json_schema_extra=beside({"type": "string"}),
         description="text: the column with the text, or the two columns of a pair",
     )
     tokenizer: str | None = Field(None, description="text: folder of the tokenizer; default: the model's own")
@@ -320,7 +321,7 @@ class Recipe(Part):
     )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,
-        json_schema_extra=_auto_schema,
+        json_schema_extra=beside({"const": AUTO}),
         description="what engines compute in, one engine each, or names of mixtures; auto: try and choose per target",
     )
     mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="custom precisions")

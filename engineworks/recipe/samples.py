@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engineworks.errors import SamplesError
 from engineworks.host.lazy import Array, NDArray, np
@@ -32,8 +32,7 @@ NO_LABEL = -100
 EVERY_SAMPLE = "*"
 """In place of an array: all samples are one slice, so that the whole metric gets its interval."""
 
-if TYPE_CHECKING:
-    Arrays = dict[str, Array]
+Arrays = dict[str, Array]
 
 
 @dataclass(frozen=True)

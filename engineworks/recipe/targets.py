@@ -10,8 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from pydantic_core import PydanticKnownError
 
 from engineworks.engines.backends import BACKENDS
-from engineworks.recipe.numbers import Seconds
-from engineworks.recipe.part import Name, Part
+from engineworks.recipe.part import Name, Part, Seconds
 
 
 def _number_as_text(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -23,12 +24,16 @@ def numbers_schema(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [listed["items"], listed]
 
 
-def columns_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a name and a list."""
-    listed = dict(schema)
-    schema.clear()
-    description = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"type": "string"}, listed], **description)
+def beside(short: dict[str, str]) -> Callable[[dict[str, Any]], None]:
+    """Editors take both: the short form, by its schema, and a list."""
+
+    def add(schema: dict[str, Any]) -> None:
+        listed = dict(schema)
+        schema.clear()
+        description = {"description": listed.pop("description")} if "description" in listed else {}
+        schema.update(anyOf=[short, listed], **description)
+
+    return add
 
 
 def npz_schema(schema: dict[str, Any]) -> None:

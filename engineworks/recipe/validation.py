@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from engineworks.errors import Keys, Problem, did_you_mean
-from engineworks.recipe.cascading_errors import meant_key, without_cascading
+from engineworks.recipe.cascading_errors import RENAMED, meant_key, without_cascading
 from engineworks.recipe.examples import EXAMPLES
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
-from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.yaml_nodes import Node
 
 M = TypeVar("M", bound=BaseModel)

@@ -68,14 +68,9 @@ class Node:
         return node
 
     def get(self, step: str | int) -> Node | None:
-        if isinstance(self.value, dict):
-            inner = self.value.get(str(step))
-        else:
-            inner = (
-                self.value[step]
-                if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value)
-                else None
-            )
+        inner = self.value.get(str(step)) if isinstance(self.value, dict) else None
+        if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
+            inner = self.value[step]
         return inner if isinstance(inner, Node) else None
 
     def remove(self, step: str | int) -> None:

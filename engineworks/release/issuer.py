@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engineworks.engines.known_statements import KnownStatements, read_known_statements
 from engineworks.engines.signing import SIGNING_KEY, TRUSTED_KEYS, Signer, Trust, read_signer, read_trust
-from engineworks.engines.statements import Statement, Statements
+from engineworks.engines.statements import KnownStatements, Statement, Statements, read_known_statements
+from engineworks.engines.strict_json import typed
 from engineworks.errors import InputError, TrustError
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.registry import Issue
@@ -73,7 +73,7 @@ class Issuer:
             datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         document = unsigned.to_json()
-        return Statement.from_json(self.signer.sign(document) if self.signer else document, unsigned.name)
+        return typed(Statement, self.signer.sign(document) if self.signer else document, unsigned.name)
 
     def _check_newest(self, slot: Slot, statements: Statements | None) -> None:
         """Raises `TrustError` where this host has seen a newer statement than the registry has."""

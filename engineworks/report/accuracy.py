@@ -118,11 +118,9 @@ def _cosine(value: float | None) -> Cell:
 
 
 def _scientific(value: float | None) -> Cell:
-    return (
-        Cell("")
-        if value is None
-        else Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
-    )
+    if value is None:
+        return Cell("")
+    return Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
 
 
 def _shapes(compared: Compared, background: Background) -> Iterator[Block | None]:
@@ -130,7 +128,8 @@ def _shapes(compared: Compared, background: Background) -> Iterator[Block | None
     engines = {e: r.served for e, r in compared.items() if r.served and r.served.sequence}
     for output in dict.fromkeys(name for served in engines.values() for name in served.rows):
         places = dict.fromkeys(_place(v) for served in engines.values() for v in served.sequence)
-        shown = {e: _Shown(served, output, _cosine_limit(e, background)) for e, served in engines.items()}
+        cosines = {e: background.setting("accuracy", "limits", precision_of(e), "cosine") for e in engines}
+        shown = {e: _Shown(served, output, cosines[e]) for e, served in engines.items()}
         columns = [Column("profile"), Column("shape"), *(Column(short(e), number=True) for e in engines)]
         rows = [
             [Cell(profile), Cell(dims), *(column.cell((profile, dims)) for column in shown.values())]
@@ -146,12 +145,6 @@ def _shapes(compared: Compared, background: Background) -> Iterator[Block | None
 
 def _place(visit: ServedVisit) -> tuple[str, str]:
     return visit.profile, dims_text(visit.dims) or "fixed"
-
-
-def _cosine_limit(engine: str, background: Background) -> float | None:
-    limits = (background.resolved.get("accuracy") or {}).get("limits") or {}
-    limit: float | None = (limits.get(precision_of(engine)) or {}).get("cosine")
-    return limit
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.report.counting import many
 from engineworks.report.palette import short
+from engineworks.report.words import many
 
 NAMED = 4
 """Engines that an answer names; it counts the others."""
@@ -35,7 +35,7 @@ def may_ship(result: BuildResult) -> Answer:
     open_ = [e for e in counted if e.verdict == "inconclusive"]
     idle = [e for e in counted if e.verdict == "unmeasured"]
     parts = [f"{_named(bad)} failed"] if bad else []
-    parts += [f"{_named(open_)} {_is(open_)} inconclusive"] if open_ else []
+    parts += [f"{_named(open_)} {'is' if len(open_) == 1 else 'are'} inconclusive"] if open_ else []
     if passed and not parts:
         headline = f"{many(len(passed), 'engine')} passed" + _waived(passed)
     elif passed:
@@ -56,10 +56,6 @@ def may_ship(result: BuildResult) -> Answer:
 def _named(engines: Sequence[EngineResult]) -> str:
     names = ", ".join(short(e.id) for e in engines[:NAMED])
     return f"{names} and {len(engines) - NAMED} more" if len(engines) > NAMED else names
-
-
-def _is(engines: Sequence[EngineResult]) -> str:
-    return "is" if len(engines) == 1 else "are"
 
 
 def _waived(engines: Sequence[EngineResult]) -> str:

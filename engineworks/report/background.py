@@ -78,6 +78,13 @@ class Background:
     blames: Mapping[str, Blame] = field(default_factory=dict)
     champion_layers: Mapping[str, Layers] = field(default_factory=dict)
 
+    def setting(self, *path: str) -> Any:
+        """The value at these keys of the resolved recipe, None where one is missing."""
+        value: Any = self.resolved
+        for key in path:
+            value = (value or {}).get(key)
+        return value
+
 
 NOTHING = Background()
 """For a result without a record."""

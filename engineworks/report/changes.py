@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.regression import Comparison
-from engineworks.report.ages import age, day
 from engineworks.report.background import Background, ChampionValues, Point
 from engineworks.report.blocks import (
     Block,
@@ -22,6 +21,7 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.palette import SEVERITY, short
+from engineworks.report.words import age, day
 
 
 def changes_section(result: BuildResult, background: Background) -> Section:

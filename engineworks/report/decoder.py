@@ -144,13 +144,10 @@ def _prompt(engines: list[EngineResult], index: int) -> Block | None:
     first = found[0][1]
     rows = [[Cell("fp32 reference"), Cell(""), Cell(first.reference_text)]]
     for engine, prompt in found:
-        why = Cell(_why(prompt), tone="fail" if prompt.why == "error" else "")
-        rows.append([engine_cell(engine.id), why, *_text(prompt)])
+        why = "" if prompt.parted is None else f"token {prompt.parted + 1}: {prompt.why}"
+        tone = "fail" if prompt.why == "error" else ""
+        rows.append([engine_cell(engine.id), Cell(why, tone=tone), *_text(prompt)])
     return table([Column("engine"), Column("parts"), Column("continuation")], rows, title=f"“{first.prompt}”")
-
-
-def _why(prompt: Continuation) -> str:
-    return "" if prompt.parted is None else f"token {prompt.parted + 1}: {prompt.why}"
 
 
 def _text(prompt: Continuation) -> Iterator[Cell]:

@@ -17,10 +17,10 @@ from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import StoreError, TrackingError
 from engineworks.measure.check import message_of
 from engineworks.measure.layers import Layers
-from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionValues, Link, Point
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
+from engineworks.report.words import day
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.pages import LOCAL_PREFECT, view_key
 from engineworks.tracking.records import (

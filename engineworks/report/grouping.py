@@ -8,8 +8,8 @@ from typing import Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.plan.plan import Refused
-from engineworks.report.counting import many
 from engineworks.report.palette import short, target_of
+from engineworks.report.words import many
 
 NAMED = 4
 """A group of at most so many engines names them all."""

@@ -8,7 +8,7 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Section, Text, blocks_of, number, table
-from engineworks.report.palette import short
+from engineworks.report.palette import short, target_of
 
 MOST_ROWS, MOST_FUSIONS = 15, 10
 
@@ -25,7 +25,9 @@ def _messages(timed: list[tuple[EngineResult, Layers]], background: Background) 
     """Each engine against the fastest other one of its target, and against its champion."""
     lines = []
     for engine, layers in timed:
-        others = [(e, t) for e, t in timed if e.id != engine.id and _target(e) == _target(engine) and t.layers]
+        others = [
+            (e, t) for e, t in timed if e.id != engine.id and target_of(e.id) == target_of(engine.id) and t.layers
+        ]
         if layers.layers and others:
             other, best = min(others, key=lambda pair: pair[1].total_ms)
             lines.append(Text(why_not_faster(short(engine.id), layers, short(other.id), best)))
@@ -34,10 +36,6 @@ def _messages(timed: list[tuple[EngineResult, Layers]], background: Background) 
             lines.append(Text(why_not_faster(short(engine.id), layers, "its champion", champion)))
     lines = [line for line in lines if line.text]
     return Bullets(tuple(lines)) if lines else None
-
-
-def _target(engine: EngineResult) -> str:
-    return engine.id.rpartition("/")[2]
 
 
 def _engine(engine: EngineResult, layers: Layers) -> Iterator[Block | None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from engineworks.report.counting import many
 from engineworks.report.terminal import echo_wrapped, print_table, style_of
+from engineworks.report.words import many
 
 if TYPE_CHECKING:
     from engineworks.plan.plan import Plan

@@ -7,15 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from engineworks.builds.progress import listen
-from engineworks.report.counting import many
-
-if TYPE_CHECKING:
-    from engineworks.plan.plan import Plan
-    from engineworks.plan.steps import Step
-    from engineworks.settings import Settings
+from engineworks.builds.progress import Listener, listen
+from engineworks.plan.plan import Plan
+from engineworks.plan.steps import Step
+from engineworks.report.words import many
+from engineworks.settings import Settings
 
 LONG_S = 5.0
 """Seconds after which a running step reports its time."""
@@ -23,7 +21,7 @@ LONG_S = 5.0
 EVERY_S = 10.0
 """Seconds between two such reports in a log."""
 
-Expected = Callable[["Step"], "float | None"]
+Expected = Callable[[Step], float | None]
 """Seconds that a step took the last time, None if it never ran here: then a like step of this build tells."""
 
 
@@ -35,7 +33,7 @@ def progress(settings: Settings, *, quiet: bool, verbose: bool) -> Iterator[None
         return
     shown = _Bar() if sys.stderr.isatty() and not verbose else _Lines(verbose)
     clock = Clock(shown, _last_seconds(settings))
-    with shown, clock:
+    with contextlib.closing(shown), contextlib.closing(clock):
         listen(clock)
         yield
 
@@ -49,23 +47,15 @@ def time_words(seconds: float, expected: float | None) -> str:
     return f"{so_far}, about {left:.0f} s left" if left >= 1 else f"{so_far}, {expected:.0f} s expected"
 
 
-class Shown(Protocol):
+class Shown(Listener):
     """Where progress appears. ticking: called about once a second for each step that runs longer than `LONG_S`."""
-
-    def planned(self, plan: Plan) -> None: ...
-
-    def started(self, step: Step) -> None: ...
-
-    def finished(self, step: Step, seconds: float) -> None: ...
-
-    def failed(self, step: Step, message: str) -> None: ...
-
-    def echo(self, line: str) -> None: ...
 
     def ticking(self, step: Step, seconds: float, expected: float | None) -> None: ...
 
+    def close(self) -> None: ...
 
-class Clock:
+
+class Clock(Listener):
     """A listener that passes everything on, and reports the time of long steps from a thread of its own."""
 
     def __init__(self, shown: Shown, expected: Expected, now: Callable[[], float] = time.monotonic) -> None:
@@ -76,10 +66,7 @@ class Clock:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engineworks-progress", daemon=True)
 
-    def __enter__(self) -> Clock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stop.set()
         if self._thread.ident:
             self._thread.join()
@@ -125,19 +112,13 @@ class Clock:
             self.tick()
 
 
-class _Lines:
+class _Lines(Shown):
     """Plain lines for a log."""
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def planned(self, plan: Plan) -> None:
         cached = sum(1 for s in plan.steps.values() if s.state == "cached")
@@ -165,7 +146,7 @@ class _Lines:
             sys.stderr.flush()
 
 
-class _Bar:
+class _Bar(Shown):
     """One progress bar per recipe, failures above it."""
 
     def __init__(self) -> None:
@@ -178,10 +159,7 @@ class _Bar:
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._progress.stop()
 
     def planned(self, plan: Plan) -> None:
@@ -219,7 +197,7 @@ def _last_seconds(settings: Settings) -> Expected:
     """Return a function that reads how long the newest artifact of the same step took."""
     from engineworks.fingerprint import digest_of
     from engineworks.store.artifact import read_manifest
-    from engineworks.store.open import open_store
+    from engineworks.store.shared import open_store
 
     store = open_store(settings)
 

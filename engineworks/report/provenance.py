@@ -7,9 +7,9 @@ from typing import Any
 
 from engineworks.builds.results import BuildResult
 from engineworks.plan.kinds import STEP_KINDS
-from engineworks.report.ages import day
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Text, blocks_of, number, table
+from engineworks.report.words import day
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engineworks.report.counting import many
 from engineworks.report.terminal import echo, echo_wrapped, print_table, style_of
+from engineworks.report.words import many
 
 if TYPE_CHECKING:
     from engineworks.builds.results import BuildResult, EngineResult

@@ -58,10 +58,6 @@ def why(engine: EngineResult) -> str:
     return " ".join(grouped_reasons(engine))
 
 
-def _metric(engine: EngineResult) -> str:
-    return number_text(engine.metric, 4)
-
-
 def _cosine(engine: EngineResult) -> str:
     cosine = engine.accuracy.worst_cosine if engine.accuracy else None
     return "nan" if engine.accuracy and cosine is None else number_text(cosine, 5)
@@ -84,7 +80,10 @@ def _size(engine: EngineResult) -> str:
 COLUMNS = (
     EngineColumn("engine", lambda engine: engine.id),
     EngineColumn("verdict", lambda engine: engine.status),
-    EngineColumn("metric", _metric, number=True, hint="task metric of the engine on the evaluation data"),
+    EngineColumn(
+        "metric", lambda engine: number_text(engine.metric, 4), number=True,
+        hint="task metric of the engine on the evaluation data",
+    ),
     EngineColumn(
         "cosine", _cosine, number=True, hint="smallest over the outputs, to the fp32 reference", brief=False
     ),

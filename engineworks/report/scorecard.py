@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from engineworks.builds.rehearsal import Rehearsal
+from engineworks.report.write import part, template
 
 SCORECARD_PAGE = "scorecard.html"
 
@@ -20,12 +20,5 @@ def write_scorecard(found: Rehearsal) -> Path:
 
 
 def render_scorecard(found: Rehearsal) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template, style = (
-        resources.files("engineworks.report").joinpath(name).read_text(encoding="utf-8")
-        for name in ("scorecard.html.j2", "page.css")
-    )
     counts = [(tone, sum(change.tone == tone for change in found.changes)) for tone in TONES]
-    return environment.from_string(template).render(found=found, style=style, tones=TONES, counts=counts)
+    return template("scorecard.html.j2").render(found=found, style=part("page.css"), tones=TONES, counts=counts)

@@ -60,15 +60,9 @@ def _plot(result: BuildResult, measured: list[EngineResult], name: str, backgrou
     if not rows:
         return None
     title = _title(name, measured)
-    budget = _budget(background, name, "p50_ms")
+    budget = background.setting("performance", "budget", name, "p50_ms")
     caption = title + (f"; long dashes: the budget of the median, {budget:g} ms" if budget else "")
     return Plot(latency_plot(rows, f"Latency at {title}", budget_ms=budget), caption)
-
-
-def _budget(background: Background, shape: str, what: str) -> float | None:
-    budgets = (background.resolved.get("performance") or {}).get("budget") or {}
-    budget: float | None = (budgets.get(shape) or {}).get(what)
-    return budget
 
 
 _NOT_ACROSS_ENGINES = ("p50 at 95%", "device p99 ms", "with copies p99 ms", "MiB")
@@ -120,7 +114,7 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
     swept = [e for e in result.engines if e.recommendation and e.latency and e.latency.sweep]
     if not swept:
         return None
-    budget = ((background.resolved.get("performance") or {}).get("sweep") or {}).get("latency_ms")
+    budget = background.setting("performance", "sweep", "latency_ms")
     drawn = list(_sweep_plots(result, swept, budget)) if plots else []
     columns = [Column("engine"), Column("batch", number=True), Column("why")]
     rows = []

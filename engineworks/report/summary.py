@@ -25,11 +25,10 @@ def verdict_table(result: BuildResult, links: Sequence[Link], *, most_chars: int
     head = [answer, "", summary(result), *(["", linked] if linked else []), ""]
     shared = groups(result)
     grouped = {engine for group in shared for engine in group.engines}
-    headings, *lines = table_lines(
-        (HEADINGS[i] for i in _SHOWN),
-        ((row.cells[i] for i in _SHOWN) for row in rows(result) if row.cells[0] not in grouped),
-    )
-    head += [headings, lines.pop(0)]
+    cells = [row.cells for row in rows(result) if row.cells[0] not in grouped]
+    columns = [i for i in _SHOWN if any(row[i] for row in cells)]
+    table = table_lines((HEADINGS[i] for i in columns), ([row[i] for i in columns] for row in cells)) if cells else []
+    head, lines = head + table[:2], table[2:]
     kept = list(lines)
     shared_lines = [f"\n{group.message}" for group in shared]
     while most_chars is not None and kept and len("\n".join([*head, *kept, *shared_lines])) > most_chars - 60:

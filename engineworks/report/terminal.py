@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engineworks.report.counting import many
+from engineworks.report.words import many
 
 PIPE_WIDTH = 200
 """Characters of a line where neither a terminal nor COLUMNS sets the width."""

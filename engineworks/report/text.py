@@ -77,13 +77,10 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _inline(text: Text) -> str:
-    strong = f"**{text.strong}** " if text.strong else ""
-    return f"{strong}{_plain(text.text)}".rstrip()
-
-
-def _plain(text: str) -> str:
     """A message of several lines in one paragraph, its markup escaped."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    strong = f"**{text.strong}** " if text.strong else ""
+    plain = " ".join(text.text.split()).replace("<", "&lt;")
+    return f"{strong}{plain}".rstrip()
 
 
 def _summary(cells: Iterable[Cell]) -> str:

@@ -87,11 +87,9 @@ def complaints(engine: EngineResult) -> Sequence[str]:
 
 def _cell(value: float | Sequence[float] | None, digits: int) -> str:
     """A number, or the two ends of an interval."""
-    return (
-        " to ".join(number_text(v, digits) for v in value)
-        if isinstance(value, Sequence)
-        else number_text(value, digits)
-    )
+    if isinstance(value, Sequence):
+        return " to ".join(number_text(v, digits) for v in value)
+    return number_text(value, digits)
 
 
 def number_text(value: float | None, digits: int) -> str:

@@ -20,11 +20,11 @@ from engineworks.report.blocks import (
     blocks_of,
     table,
 )
-from engineworks.report.counting import many
 from engineworks.report.grouping import groups, never_run
 from engineworks.report.palette import SEVERITY, short
 from engineworks.report.raw import attachments
 from engineworks.report.rows import COLUMNS, notes_of, rows
+from engineworks.report.words import many
 
 ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
 """The order in which engines are listed; the engines that a ladder dropped come last."""

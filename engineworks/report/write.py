@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from engineworks.builds.results import BuildResult
 from engineworks.host.atomic_write import write_atomically
-from engineworks.report.ages import day
 from engineworks.report.answer import may_ship
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.sections import sections
 from engineworks.report.text import render_markdown
 from engineworks.report.verdict_section import anchor, counts
+from engineworks.report.words import day
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,25 +33,25 @@ def write_report(result: BuildResult, folder: Path, background: Background = NOT
 
 
 def render_html(result: BuildResult, background: Background = NOTHING) -> str:
-    script = _part("page.js")
+    script = part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
-    return _template().render(
+    return template("page.html.j2").render(
         result=result, background=background, sections=sections(result, background, plots=True), counts=counts(result),
         answer=may_ship(result),
-        recorded=day(background.at) if background.at else "", style=_part("page.css"), script=script,
+        recorded=day(background.at) if background.at else "", style=part("page.css"), script=script,
         script_digest=digest, anchor=anchor,
     )  # fmt: skip
 
 
 @functools.cache
-def _template() -> Template:
-    """Compile the page once: that takes longer than filling it in."""
+def template(name: str) -> Template:
+    """Compile a page once: that takes longer than filling it in."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_part("page.html.j2"))
+    return environment.from_string(part(name))
 
 
 @functools.cache
-def _part(name: str) -> str:
+def part(name: str) -> str:
     return resources.files("engineworks.report").joinpath(name).read_text(encoding="utf-8")

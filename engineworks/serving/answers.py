@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
+from engineworks.host.lazy import Array, Arrays
 from engineworks.serving.client import Client, Protocol
 from engineworks.tensors import TensorSpec
-
-Array = NDArray[np.generic]
-Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -73,19 +70,14 @@ def ask(
 
 def ask_at_once(address: str, protocol: Protocol, model: str, asked: Sequence[Question], clients: int) -> Answers:
     """Let several clients ask all questions at the same time, each in another order."""
-    parts: list[Answers] = []
 
-    def work(number: int) -> None:
+    def work(number: int) -> Answers:
         turned = [*asked[number * len(asked) // clients :], *asked[: number * len(asked) // clients]]
         with Client(address, protocol) as client:
-            parts.append(ask(client, model, turned))
+            return ask(client, model, turned)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return joined(parts)
+    with ThreadPoolExecutor(clients) as pool:
+        return joined(list(pool.map(work, range(clients))))
 
 
 def joined(parts: Sequence[Answers]) -> Answers:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engineworks.errors import RunError
+from engineworks.host.lazy import Arrays
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.interleave import SIDES, Side
 from engineworks.serving.client import Client
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 MOST_TIMED = 16
 """Requests of a group that one timed pass sends."""
@@ -73,7 +69,7 @@ class Beside:
                 refused += 1
             elif words:
                 torn.append(f"request {number + 1}: {next(iter(words.values()))}")
-            elif why := _unlike(got):
+            elif why := _unlike(got["champion"], got["candidate"]):
                 torn.append(f"request {number + 1}: {why}")
             else:
                 self.answered.append(number)
@@ -97,16 +93,11 @@ class Beside:
         return got, words
 
 
-def _unlike(got: Mapping[Side, Arrays]) -> str:
+def _unlike(champion: Arrays, candidate: Arrays) -> str:
     """Say how the answers differ in more than their values, '' where they do not."""
-    return next(_differences(got["champion"], got["candidate"]), "")
-
-
-def _differences(champion: Arrays, candidate: Arrays) -> Iterator[str]:
     if champion.keys() != candidate.keys():
-        yield f"the outputs are {', '.join(sorted(candidate))}, the champion's {', '.join(sorted(champion))}"
-        return
+        return f"the outputs are {', '.join(sorted(candidate))}, the champion's {', '.join(sorted(champion))}"
     for name, array in champion.items():
-        other = candidate[name]
-        if other.shape != array.shape:
-            yield f"output '{name}' has shape {list(other.shape)}, the champion's {list(array.shape)}"
+        if (other := candidate[name]).shape != array.shape:
+            return f"output '{name}' has shape {list(other.shape)}, the champion's {list(array.shape)}"
+    return ""

@@ -1,23 +1,60 @@
-"""A client of any server that speaks KServe's protocol, version 2, by HTTP or gRPC (`tritonclient`)."""
+"""A client of any server that speaks KServe's protocol, version 2, by HTTP or gRPC (`tritonclient`), and Triton's
+messages and log: the reason why something failed, as one sentence."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engineworks.errors import InputError, RunError
-from engineworks.serving.triton_log import LATE, UNREACHABLE, reason
+from engineworks.host.lazy import Array, Arrays
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+_BEFORE = re.compile(
+    r"^(?:load failed for model '[^']*': version \d+ is at \w+ state: |\[request id: [^\]]*\] |"
+    r"(?:Internal|Invalid argument|Unavailable|Not found|Unknown): )"
+)
+"""What Triton writes before a reason."""
 
-    Arrays = Mapping[str, NDArray[np.generic]]
+_AFTER = re.compile(r"\. NOTE: .*$|;$")
+_OUR_CLASS = re.compile(r"^(?:TrustError|RunError|TargetError|InputError|TritonModelException): ")
+"""Classes of errors whose name tells a user nothing."""
+
+_SEVERITY = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\]\s*"?(.*?)"?$')
+"""An error line of the log: date, time, thread, source line, message."""
+
+_OTHER = re.compile(r"^[EIW]\d{4} |^[+|]")
+"""A line that Triton logs, or one of its tables."""
+
+UNREACHABLE = re.compile(r"^failed to connect to all addresses; .*: (.+)$")
+"""gRPC's words, of which the last say why."""
+
+LATE = "Deadline Exceeded"
+"""gRPC's words for a call that took longer than it may."""
+
+
+def reason(message: str) -> str:
+    """Return the reason in an error message of Triton; of a traceback the error that ended it."""
+    text = next((line.strip() for line in message.splitlines() if line.strip()), "")
+    while shorter := _BEFORE.match(text):
+        text = text[shorter.end() :]
+    return _AFTER.sub("", _OUR_CLASS.sub("", text)) or "the server gave no reason"
+
+
+def last_error(log: str) -> str:
+    """Return the reason in the last error line of a server's log; without one, the last line that is not Triton's
+    own, such as the loader's or a shell's; '' without any."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    found = [line for line in lines if not _OTHER.match(line)][-1:]
+    found += [match[1] for line in lines if (match := _SEVERITY.match(line))]
+    found += [line for line in lines if line.startswith(("error:", "tritonserver:", "Usage:"))]
+    return reason(found[-1]) if found else ""
+
 
 Protocol = Literal["http", "grpc"]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
@@ -61,7 +98,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def infer(self, model: str, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+    def infer(self, model: str, feeds: Arrays) -> dict[str, Array]:
         """Return all outputs by name. feeds: input → array, the batch first where the model has one.
 
         Raises `RunError` with the server's reason where it refuses the request or does not answer.

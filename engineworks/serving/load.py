@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.errors import InputError
+from engineworks.measure.statistics import quantile
 from engineworks.serving.answers import Question
 from engineworks.serving.client import Client
 
@@ -64,7 +65,7 @@ def offer_load(address: str, model: str, asked: Sequence[Question], offer: Offer
         "scenario": offer.scenario, "qps": offer.qps, "limit_p99_ms": offer.p99_ms, "seconds": round(run.seconds, 3),
         "queries": len(latencies), "errors": run.errors, "first_error": run.first_error,
         "completed_per_s": len(latencies) / run.seconds if run.seconds else 0.0,
-        **{f"latency_ms_p{int(100 * q)}": _quantile(latencies, q) for q in (0.5, 0.9, 0.99)},
+        **{f"latency_ms_p{int(100 * q)}": quantile(latencies, q) if latencies else None for q in (0.5, 0.9, 0.99)},
         "loadgen": summary, "batches": {str(size): count for size, count in sorted(batches.items())},
     }  # fmt: skip
 
@@ -144,9 +145,3 @@ def _batches(client: Client, model: str) -> Mapping[int, int]:
     """Return how many executions of each batch size the server has counted."""
     stats = client.statistics(model).get("batch_stats", ())
     return {int(entry["batch_size"]): int(entry["compute_infer"].get("count", 0)) for entry in stats}
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float | None:
-    from engineworks.measure.statistics import quantile
-
-    return quantile(ordered, q) if ordered else None

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.errors import InputError
-
-Arrays = Mapping[str, NDArray[np.generic]]
+from engineworks.host.lazy import Array, Arrays
 
 MOST_BYTES, MOST_REQUESTS = 256 * 2**20, 10_000
 
@@ -59,7 +57,7 @@ def _request(line: bytes, where: str) -> Arrays:
     return arrays
 
 
-def _array(tensor: Mapping[str, Any], where: str) -> NDArray[np.generic]:
+def _array(tensor: Mapping[str, Any], where: str) -> Array:
     name, datatype, shape = tensor["name"], tensor["datatype"], tensor["shape"]
     if datatype not in DATATYPES:
         known = ", ".join(DATATYPES)
@@ -67,7 +65,7 @@ def _array(tensor: Mapping[str, Any], where: str) -> NDArray[np.generic]:
     try:
         values = np.array(tensor["data"])
         with np.errstate(invalid="ignore"):
-            array: NDArray[np.generic] = values.astype(DATATYPES[datatype])
+            array: Array = values.astype(DATATYPES[datatype])
         whole = array.dtype.kind == "f" or np.array_equal(array, values)  # 300 is no UINT8, and 1.5 no INT32
         if values.dtype.kind in "biuf" and whole and min(shape, default=0) >= 0:
             return array.reshape(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import secrets
 import shutil
@@ -14,14 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.errors import RunError
 from engineworks.host.child.start import descendants
-from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, Server
+from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, Server, http_get
+from engineworks.package.package import CONTAINER
 from engineworks.serving import guard
-from engineworks.serving.triton_log import last_error
+from engineworks.serving.client import Client, last_error
 
 READY_S, STOP_S = 60.0, 15.0
 ENDS_S = 1.0
@@ -38,19 +37,10 @@ TAKEN = ("address already in use", "failed to start HTTP service", "failed to st
 SHARED_MEMORY = Path("/dev/shm")
 
 
-@dataclass(frozen=True)
-class Addresses:
-    """host:port of each service; metrics is '' where they are not known."""
-
-    http: str
-    grpc: str
-    metrics: str = ""
-
-
 class StartedServer:
     """A server process in a group of its own, and its log. start_s: seconds from the start until it answered."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], addresses: Addresses, folder: Path, name: str) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], addresses: RunningServer, folder: Path, name: str) -> None:
         self.addresses, self.name, self.start_s = addresses, name, 0.0
         self._popen, self._folder = popen, folder
 
@@ -100,33 +90,19 @@ class StartedServer:
             left.unlink(missing_ok=True)
 
 
-def addresses_of(server: RunningServer) -> Addresses:
-    return Addresses(server.http, server.grpc, server.metrics)
-
-
-@contextlib.contextmanager
-def running(server: Server, repository: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Addresses]:
-    """Yield the addresses of a server for the repository: a new one's, or those of the running one."""
-    if isinstance(server, RunningServer):
-        yield addresses_of(server)
-        return
-    with started(server, repository, env=env) as process:
-        yield process.addresses
-
-
 @contextlib.contextmanager
 def started(
-    server: InstalledServer, repository: Path, *, env: Mapping[str, str] | None = None, python: Path | None = None
+    server: InstalledServer, repository: Path, *, env: Mapping[str, str] | None = None
 ) -> Iterator[StartedServer]:
     """Start a server without models (they are loaded by name), and stop it afterwards whatever happens.
 
-    env: the server's environment, by default ours. python: the interpreter of Python models, by default ours. Raises
-    `RunError` where it does not become ready. A `RunError` within the context gets the server's log, and says how the
-    server ended where it did: the client's errors only follow from that.
+    env: the server's environment, by default ours. Python models run in our interpreter. Raises `RunError` where it
+    does not become ready. A `RunError` within the context gets the server's log, and says how the server ended where it
+    did: the client's errors only follow from that.
     """
     environ = dict(os.environ if env is None else env)
     environ.setdefault("MALLOC_ARENA_MAX", ARENAS)
-    environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
+    environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), environ.get("PATH", "")))
     with tempfile.TemporaryDirectory(prefix="engineworks-triton-") as folder:
         process = _start(server, repository, Path(folder), environ)
         try:
@@ -177,32 +153,23 @@ def _start_once(
             [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(server.binary), *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), start_new_session=True, cwd=folder,
         )  # fmt: skip
-    addresses = Addresses(*(f"127.0.0.1:{port}" for port in (http_port, grpc_port, metrics_port)))
+    http, grpc, metrics = (f"127.0.0.1:{port}" for port in (http_port, grpc_port, metrics_port))
+    addresses = RunningServer(http, grpc, repository, metrics)
     return StartedServer(popen, addresses, folder, name)
 
 
 def _wait(process: StartedServer) -> None:
     """Wait until the server answers. Raises `RunError` where it ends first, or does not within `READY_S`."""
-    host, port = process.addresses.http.split(":")
     start = time.monotonic()
     while time.monotonic() - start < READY_S:
         if ended := process.why_ended():
             raise RunError(ended, log=process.log)
-        if _answers(host, int(port), process.name):
+        # on a port that was taken, a server of another name answers
+        if process.name.encode() in http_get(process.addresses.http, "/v2", limit_s=1.0):
             process.start_s = time.monotonic() - start
             return
         time.sleep(0.02)
     raise RunError(f"the Triton server did not answer within {READY_S:g} s: {last_error(process.log)}", log=process.log)
-
-
-def _answers(host: str, port: int, name: str) -> bool:
-    """Whether the server of this name answers by HTTP: on a port that was taken, another one does."""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        connection = http.client.HTTPConnection(host, port, timeout=1.0)
-        with contextlib.closing(connection):
-            connection.request("GET", "/v2")
-            return name.encode() in connection.getresponse().read()
-    return False
 
 
 def _backends(server: InstalledServer, folder: Path) -> Path:
@@ -233,3 +200,17 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def available_backends(server: Server | None) -> tuple[str, ...]:
+    """Return the server's backends that a package can use; those of NVIDIA's container without a server.
+
+    A running server is asked. Raises `RunError` where it does not answer.
+    """
+    if server is None:
+        return CONTAINER
+    if isinstance(server, InstalledServer):
+        return server.available
+    with Client(server.grpc, "grpc") as client:
+        client.require_loading()
+        return tuple(name for name in CONTAINER if client.has_backend(name))

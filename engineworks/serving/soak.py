@@ -1,16 +1,19 @@
-"""Loads and unloads a model many times, and swaps it under traffic: what is left behind, and what is lost."""
+"""Loads a model in every way, many times, and swaps it under traffic: what that costs, what is left behind, and what is
+lost."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import RunError
 from engineworks.host.nvml import used_mib
+from engineworks.package.python_model import CACHE_PARAMETER, NO_CACHE
 from engineworks.serving.answers import Answers, Question, ask, joined, row_error
 from engineworks.serving.client import Client
 from engineworks.serving.server import SHARED_MEMORY, StartedServer
@@ -116,3 +119,33 @@ def _exchange(place: Path, version: Path) -> None:
     temporary.rename(place)
     shutil.rmtree(old, ignore_errors=True)
     (place / "config.pbtxt").touch()
+
+
+def cold_starts(
+    client: Client, model: str, question: Question, config: Mapping[str, Any], cache: str
+) -> dict[str, Any]:
+    """Load the model in four ways; returns seconds from the load's start to the first right answer of each.
+
+    plain: with the kernels of the package, if it has some. cache: an empty folder for the engine's kernels; an untimed
+    load fills it.
+    """
+
+    def cached(place: str) -> dict[str, Any]:
+        return {**config, "parameters": {**config.get("parameters", {}), CACHE_PARAMETER: {"string_value": place}}}
+
+    bare = {k: v for k, v in config.items() if k != "model_warmup"}
+    ways: Sequence[tuple[str, Mapping[str, Any]]] = (
+        ("plain", config), ("without warm-up", bare), ("without kernels", cached(NO_CACHE)), ("", cached(cache)),
+        ("filled cache", cached(cache)),
+    )  # fmt: skip
+    found = {}
+    for name, way in ways:
+        client.unload(model)
+        start = time.perf_counter()
+        ready = client.load(model, way)
+        client.infer(model, question.feeds)
+        if name:
+            found[name] = {"ready_s": ready, "first_answer_s": time.perf_counter() - start}
+    client.unload(model)
+    client.load(model)
+    return found

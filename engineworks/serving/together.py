@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engineworks.errors import RunError
@@ -60,16 +60,9 @@ def _load_beside(client: Client, model: str, others: Sequence[str]) -> None:
 
 def _asked(models: Mapping[str, Sequence[Question]], address: str, seconds: float) -> dict[str, Any]:
     """Ask all models at the same time; returns requests, errors and quantiles in ms of each."""
-    found: dict[str, Any] = {}
-    threads = [
-        threading.Thread(target=lambda m=model, q=questions: found.__setitem__(m, _one(m, q, address, seconds)))
-        for model, questions in models.items()
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(len(models)) as pool:
+        asked = {m: pool.submit(_one, m, questions, address, seconds) for m, questions in models.items()}
+    return {model: future.result() for model, future in asked.items()}
 
 
 def _one(model: str, questions: Sequence[Question], address: str, seconds: float) -> dict[str, Any]:

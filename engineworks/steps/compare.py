@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Serving, Session
@@ -30,7 +29,8 @@ from engineworks.steps.task_metric import TaskComparison
 
 
 def run(job: StepJob) -> None:
-    samples = samples_from_json(job.paths("evaluation"), job.params["samples"] | _columns(job))
+    columns = {"labels": job.params["labels"], "slices": job.params.get("slices")}  # which only this step reads
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"] | columns)
     session = _load(job)
     served: Served | None = None
     try:
@@ -46,11 +46,6 @@ def run(job: StepJob) -> None:
     finally:
         session.close()
     job.write(replace(report, served=served))
-
-
-def _columns(job: StepJob) -> dict[str, Any]:
-    """Return the arrays of the evaluation data that only this step reads."""
-    return {"labels": job.params["labels"], "slices": job.params.get("slices")}
 
 
 def _load(job: StepJob) -> Session:

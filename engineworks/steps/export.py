@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.host.sandbox import Sandbox
-from engineworks.host.sandbox.failure import one_line
+from engineworks.host.sandbox import Sandbox, one_line
 from engineworks.host.sandbox.serve import Emit
 from engineworks.host.sandbox.wire import Array, GarbledError
 from engineworks.model.export.interface import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import EngineworksError, StoreError
-from engineworks.model.runtime.ort_forms import after_crashes
+from engineworks.model.ort import after_crashes
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.store.store import FULL
 from engineworks.typed_json import Report

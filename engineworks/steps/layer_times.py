@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.layer_times import TimedLayer, time_layers
+from engineworks.engines.backends.base import TimedLayer
+from engineworks.engines.engine_session import time_layers
 from engineworks.engines.sidecar import Sidecar
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError

@@ -60,7 +60,10 @@ def run(job: StepJob, samples: SamplesOf | None = None, choices: WeightChoices =
             _quantized(job, samples or _samples, choices)
         else:
             _float(job, samples or _samples)
-    _check(job)
+    try:  # before later steps read it
+        onnx.checker.check_model(str(job.out / MODEL_FILE))
+    except onnx.checker.ValidationError as error:
+        raise LoweringError(f"{job.id}: the lowered model is not valid: {str(error).splitlines()[0]}") from None
 
 
 def _as_is(job: StepJob) -> None:
@@ -184,11 +187,3 @@ def _products(job: StepJob) -> dict[str, list[str]]:
     types = infer_types(shell, weights)
     nodes = [n for n in shell.graph.node if n.op_type in _PRODUCTS]
     return {f.name: [n.name for n in nodes if types.get(n.output[0]) == f.elem_type] for f in FORMATS.values()}
-
-
-def _check(job: StepJob) -> None:
-    """Check that the model follows the ONNX standard, before later steps read it."""
-    try:
-        onnx.checker.check_model(str(job.out / MODEL_FILE))
-    except onnx.checker.ValidationError as error:
-        raise LoweringError(f"{job.id}: the lowered model is not valid: {str(error).splitlines()[0]}") from None

@@ -98,17 +98,13 @@ def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) 
     if values:
         session = backend.load_as_written(model, graph=graph)
         for piece, outputs in _run(plan, rows, session):
-            wanted = own.piece(piece.key)
+            wanted, samples = own.piece(piece.key), [row for picks in piece.picks for row in picks]
             for name, axis in plan.axes.items():
                 seen = moved[piece.pool].get(name, Movement(0.0, ()))
-                scale, samples = plan.scale.get(name, 0.0), _samples(piece)
+                scale = plan.scale.get(name, 0.0)
                 moved[piece.pool][name] = _with_moved(seen, outputs.get(name), wanted[name], axis, scale, samples)
         session.close()
     return [*moved]
-
-
-def _samples(piece: Piece) -> list[int]:
-    return [row for picks in piece.picks for row in picks]
 
 
 def _with_moved(

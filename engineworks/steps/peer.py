@@ -46,17 +46,13 @@ def run(job: StepJob) -> None:
     load_ms (from the imported framework to a ready session), outputs (accuracy), facts, notes, device."""
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     if "model" in job.inputs:
-        chosen = peer(job.params["peer"])
+        model = PeerModel(job.params["precision"], onnx=job.inputs["model"] / MODEL_FILE)
         feeds = _feeds(job, samples)
-        with _measured(job, chosen, PeerModel(job.params["precision"], onnx=_onnx(job))) as (session, report):
+        with _measured(job, peer(job.params["peer"]), model) as (session, report):
             outputs = _accuracy(job, samples, session.outputs, lambda _: session.run(next(feeds)))
     else:
         report, outputs = _from_sandbox(job, samples)
     job.write(PeerLatency.from_json(report | {"outputs": outputs}, f"{job.id}: {PeerLatency.FILE}"))
-
-
-def _onnx(job: StepJob) -> Path:
-    return job.inputs["model"] / MODEL_FILE
 
 
 def _feeds(job: StepJob, samples: SampleFile) -> Iterator[dict[str, Array]]:
@@ -67,7 +63,9 @@ def _feeds(job: StepJob, samples: SampleFile) -> Iterator[dict[str, Array]]:
 @contextmanager
 def _measured(job: StepJob, chosen: Peer, model: PeerModel) -> Iterator[tuple[Session, Report]]:
     """Yield a loaded session and its measurements."""
-    import_ms = _ms(chosen.open_library)
+    begin = time.perf_counter()
+    chosen.open_library()
+    import_ms = 1000 * (time.perf_counter() - begin)
     device = Device(chosen)
     start = time.perf_counter()
     session = chosen.load(model)
@@ -79,12 +77,6 @@ def _measured(job: StepJob, chosen: Peer, model: PeerModel) -> Iterator[tuple[Se
             "facts": dict(session.facts), "notes": list(session.notes), "device": device.to_json(),
         }  # fmt: skip
         yield session, report
-
-
-def _ms(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - start)
 
 
 def _from_sandbox(job: StepJob, samples: SampleFile) -> tuple[Report, dict[str, Any]]:

@@ -31,14 +31,11 @@ from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.answers import Question, ask, ask_at_once, questions, refusals, spread
 from engineworks.serving.batching import Batching, largest_rate, sweep
 from engineworks.serving.batching import settings as batching_settings
-from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.cold_starts import cold_starts
 from engineworks.serving.load import Offer, offer_load
-from engineworks.serving.metrics import watching
-from engineworks.serving.others import OtherWork
-from engineworks.serving.server import Addresses, StartedServer, addresses_of, started
-from engineworks.serving.soak import reload_model, swap_under_traffic
+from engineworks.serving.metrics import OtherWork, watching
+from engineworks.serving.server import StartedServer, available_backends, started
+from engineworks.serving.soak import cold_starts, reload_model, swap_under_traffic
 from engineworks.steps.job import StepJob
 from engineworks.steps.reference import read_reference
 from engineworks.steps.task_metric import TaskComparison
@@ -74,7 +71,7 @@ def run(job: StepJob) -> None:
         if repository is None:
             assert isinstance(server, RunningServer)
             model = model_name(settings.model, engine.passport)
-            _write(job, _serve(job, addresses_of(server), None, model, samples, settings, placed=False))
+            _write(job, _serve(job, server, None, model, samples, settings, placed=False))
             return
         package = settings.swept() if job.params.get("sweep") else settings
         (written,) = write_models(
@@ -107,8 +104,10 @@ def _on_server(
     settings: PackageSettings,
 ) -> dict[str, Any]:  # fmt: skip
     if isinstance(server, RunningServer):
-        return _serve(job, addresses_of(server), None, model, samples, settings)
-    with started(server, repository, env=_environment(job)) as process:
+        return _serve(job, server, None, model, samples, settings)
+    signed = "passport" in job.unkeyed  # a draft is not: only its digests are checked
+    env = {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS or signed}
+    with started(server, repository, env=env) as process:
         report = _serve(job, process.addresses, process, model, samples, settings)
         if job.params.get("swaps"):
             report["swaps"] = _swaps(job, process, repository, model, samples)
@@ -116,7 +115,7 @@ def _on_server(
 
 
 def _serve(
-    job: StepJob, addresses: Addresses, process: StartedServer | None, model: str, samples: SampleFile,
+    job: StepJob, addresses: RunningServer, process: StartedServer | None, model: str, samples: SampleFile,
     settings: PackageSettings, *, placed: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """placed: whether the package is in the server's repository, to be loaded."""
@@ -166,7 +165,7 @@ def _found(job: StepJob, client: Client, model: str, settings: PackageSettings) 
 
 
 def _answers(
-    job: StepJob, addresses: Addresses, model: str, asked: list[Question], samples: SampleFile
+    job: StepJob, addresses: RunningServer, model: str, asked: list[Question], samples: SampleFile
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Ask the whole evaluation set by each protocol and by several clients at once; the metric is that by gRPC."""
     answers: dict[str, Any] = {}
@@ -199,7 +198,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
 
 
 def _load(
-    job: StepJob, addresses: Addresses, process: StartedServer | None, model: str, single: list[Question]
+    job: StepJob, addresses: RunningServer, process: StartedServer | None, model: str, single: list[Question]
 ) -> dict[str, Any] | None:
     wanted = job.params["load"]
     if wanted is None:
@@ -220,7 +219,7 @@ def _reload(job: StepJob, client: Client, process: StartedServer, model: str, qu
 
 
 def _sweep(
-    job: StepJob, client: Client, addresses: Addresses, model: str, single: list[Question], package: PackageSettings
+    job: StepJob, client: Client, addresses: RunningServer, model: str, single: list[Question], package: PackageSettings
 ) -> dict[str, Any]:
     """Measure settings of the dynamic batcher in one run of the server; the best is the recommendation."""
     wanted = job.params["load"]
@@ -252,11 +251,6 @@ def _packaged(job: StepJob, folder: Path) -> PackagedEngine:
     if "passport" not in job.unkeyed:
         write_draft(passport, job.inputs["build"], job.id.rpartition("/")[0], job.params["serving"])
     return PackagedEngine(job.inputs["build"], read_passport(passport, Trust()))
-
-
-def _environment(job: StepJob) -> dict[str, str]:
-    """Return the server's environment. A draft is not signed: only its digests are checked."""
-    return {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS or "passport" in job.unkeyed}
 
 
 def _take_away(server: RunningServer, place: Path) -> None:

@@ -20,6 +20,7 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_of
+from engineworks.host.lazy import Arrays
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.measure.interleave import SIDES, Pace, Side, interleave
 from engineworks.package.package import PackagedEngine, write_models
@@ -27,12 +28,11 @@ from engineworks.plan.kinds import SHADOW_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
-from engineworks.serving.beside import Arrays, Beside, ServedModel, some_of
-from engineworks.serving.choose import available_backends
+from engineworks.serving.beside import Beside, ServedModel, some_of
 from engineworks.serving.client import Client
-from engineworks.serving.others import OtherWork
+from engineworks.serving.metrics import OtherWork
 from engineworks.serving.recorded import read_requests
-from engineworks.serving.server import StartedServer, started
+from engineworks.serving.server import StartedServer, available_backends, started
 from engineworks.steps.compare_champion import compare_engines
 from engineworks.steps.job import StepJob
 from engineworks.steps.task_metric import TaskComparison

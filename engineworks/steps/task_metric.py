@@ -13,6 +13,7 @@ from engineworks.errors import ModelError, RunError
 from engineworks.host.lazy import Array
 from engineworks.measure.accuracy_report import DeadClass, MetricKind, MetricValues
 from engineworks.measure.slices import RESAMPLES, Score, Slice, sets_of_rows, slice_values
+from engineworks.measure.statistics import finite
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
@@ -182,7 +183,7 @@ class TaskComparison:
         assert self._settings is not None
         lower = is_lower_better(self._settings)
         ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
-        return MetricValues(name, kind, self._samples.count, lower, _number(engine), _number(reference), _number(ratio))
+        return MetricValues(name, kind, self._samples.count, lower, finite(engine), finite(reference), finite(ratio))
 
 
 def _pair(values: Iterable[float]) -> tuple[float, float]:
@@ -220,7 +221,3 @@ def _join(parts: Sequence[Rows]) -> dict[str, Array]:
         fill = 0 if name else NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan
         joined[name] = stacked(arrays, fill)
     return joined
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

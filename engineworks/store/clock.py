@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from engineworks.host.cpu import read_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,4 @@ def now() -> Published:
 
 def boot_id() -> str:
     """Return an id of this host's present boot; '' where the system has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()

@@ -9,12 +9,14 @@ one message; its artifacts stay here and are uploaded at their next use:
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StoreError
+from engineworks.settings import Settings
 from engineworks.store.artifact import Artifact, read_manifest
 from engineworks.store.remote import RemoteStore
 from engineworks.store.store import FETCH, SETTLE, Store
@@ -85,7 +87,7 @@ class SharedStore(Store):
         if manifest is None:
             return None
         with self._locked(f"{key}{FETCH}"):
-            stored = self._manifest(key)
+            stored = self.peek(key)
             if stored is not None and self._damage(stored, contents=True) is None:  # another process was faster
                 self._verified.add(key)
                 return stored
@@ -105,7 +107,7 @@ class SharedStore(Store):
             if why is None:
                 self._move_in(key, folder)
                 self._verified.add(key)
-                return self._manifest(key)
+                return self.peek(key)
         self._remote.remove(key, manifest["upload"])
         if echo:
             echo(f"{key[:12]} in the store {self._remote.url} is damaged ({why}): it is built again")
@@ -119,7 +121,7 @@ class SharedStore(Store):
             return artifact
         with self._locked(f"{key}{SETTLE}"):
             if not self._pending(key).exists():  # another process did it
-                return self._manifest(key) or artifact
+                return self.peek(key) or artifact
             if self._remote.publish(key, artifact.path):
                 self._pending(key).unlink(missing_ok=True)
                 return artifact
@@ -134,7 +136,7 @@ class SharedStore(Store):
         """Upload artifacts that could not be uploaded when built, until the remote store fails again."""
         sent = 0
         for mark in sorted((self.root / "pending").glob("*")):
-            artifact = self._manifest(mark.name)
+            artifact = self.peek(mark.name)
             if artifact is None:  # nothing to upload
                 mark.unlink(missing_ok=True)
                 continue
@@ -155,3 +157,14 @@ class SharedStore(Store):
 
     def _pending(self, key: str) -> Path:
         return self.root / "pending" / key
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
+
+    Raises `StoreError` for a URL that fsspec does not know.
+    """
+    if "://" not in settings.store:
+        return Store(Path(os.path.realpath(Path(settings.store).expanduser())))
+    remote = RemoteStore(settings.store)
+    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)

@@ -56,7 +56,7 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Whether the artifact exists and its files have the right sizes; does not read contents (for planning)."""
-        artifact = self._manifest(key)
+        artifact = self.peek(key)
         if artifact is not None:
             return self._damage(artifact, contents=False) is None
         return self._has_elsewhere(key)
@@ -64,9 +64,9 @@ class Store:
     def get(self, key: str, *, echo: Callable[[str], None] | None = None) -> Artifact | None:
         """Return the artifact after checking its digests (once per process), None for a miss.
 
-        A damaged artifact is a miss: it is moved away and `say` gets the reason.
+        A damaged artifact is a miss: it is moved away and `echo` gets the reason.
         """
-        artifact, why = self._manifest(key), None
+        artifact, why = self.peek(key), None
         if artifact is not None:
             why = self._damage(artifact, contents=key not in self._verified)
             if why is None:
@@ -104,7 +104,7 @@ class Store:
         A clean exit digests and publishes the folder; an error publishes nothing. A full disk is a `StoreError`, also
         if a child reported it.
         """
-        if self._manifest(key) is not None and (here := self.get(key)) is not None:
+        if self.peek(key) is not None and (here := self.get(key)) is not None:
             yield Writing(folder=here.path, hit=here)
             return
         with self._locked(key), self._full_is_reported(step):
@@ -163,10 +163,6 @@ class Store:
         os.utime(folder)
         return folder
 
-    def peek(self, key: str) -> Artifact | None:
-        """Return a local artifact by its manifest, unchecked and without fetching; None where that is unreadable."""
-        return self._manifest(key)
-
     def keys(self) -> Iterator[str]:
         """Yield every key that has a folder here, damaged or not."""
         for folder in sorted((self.root / "objects").glob("??/*")):
@@ -223,7 +219,8 @@ class Store:
         """Return the artifact's local folder, which may not exist; unlike `get`, checks and fetches nothing."""
         return self.root.joinpath("objects", key[:2], key)
 
-    def _manifest(self, key: str) -> Artifact | None:
+    def peek(self, key: str) -> Artifact | None:
+        """Return a local artifact by its manifest, unchecked and without fetching; None where that is unreadable."""
         return read_manifest(f"{self.root}/objects/{key[:2]}/{key}")  # inlines `place`, for speed
 
     def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.connection import Connection
-from engineworks.tracking.ending import Ending, EndStatus
-from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.ending import Ending, EndStatus, Values
+from engineworks.tracking.reader import RunQuery
 from engineworks.tracking.records import (
     ENGINE,
     ENGINE_DIGEST,
@@ -33,24 +34,14 @@ class _Child:
 
 
 class BuildRun(Ending):
-    """The parent run of one build. Threads may record different engines concurrently.
-
-    As a context manager it always ends the run: KILLED when interrupted, FAILED at any other error, and FINISHED where
-    `finish` was not called.
-    """
+    """The parent run of one build. Threads may record different engines concurrently."""
 
     run_id: str
 
     def __init__(
-        self,
-        link: Connection,
-        run_id: str,
-        recipe: str,
-        params: Mapping[str, str],
-        *,
-        resumed: bool,
+        self, link: Connection, run_id: str, recipe: str, params: Mapping[str, str], *, resumed: bool,
         started_at: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._started_at = started_at
         self.run_id = run_id
         self.recipe = recipe
@@ -101,16 +92,10 @@ class BuildRun(Ending):
         child.params = {**child.params, **batch.params}
         return child.run_id
 
-    def finish(
-        self,
-        status: EndStatus = "FINISHED",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None:
+    def finish(self, status: EndStatus = "FINISHED", **values: Unpack[Values]) -> None:
         """End the run. Engines with an incomplete record end as KILLED."""
-        if metrics or tags or texts:
-            self.log(metrics=metrics, tags=tags, texts=texts)
+        if any(values.values()):
+            self.log(**values)
         for child in (self._children or {}).values():
             if child.running:
                 self._link.end_run(child.run_id, "KILLED", child.started_at)

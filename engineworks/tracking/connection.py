@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.queries import RunQuery, quoted
-from engineworks.tracking.reader import ModelRecord, VersionRecord
+from engineworks.tracking.reader import ModelRecord, RunQuery, VersionRecord, quoted
 from engineworks.tracking.records import DATASETS, RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
 from engineworks.tracking.sqlite_writer import within
 
@@ -221,23 +220,23 @@ class Connection:
 
     def keys_of_deleted(self, run_id: str) -> set[str]:
         """Return the store keys of a run that may be deleted; none where MLflow no longer has it."""
-        from mlflow.exceptions import MlflowException
-
-        with refusals(f"run {run_id} cannot be read"):
-            try:
-                return store_keys_of(self.client.get_run(run_id).data.tags)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        return set()
+        with refusals(f"run {run_id} cannot be read"), _or_none() as found:
+            found.append(self.client.get_run(run_id))
+        return store_keys_of(found[0].data.tags) if found else set()
 
     def _experiment_ids(self) -> list[str]:
-        page = self.client.search_experiments(max_results=PAGE)
-        experiments = list(page)
-        while page.token:
-            page = self.client.search_experiments(max_results=PAGE, page_token=page.token)
-            experiments += page
-        return [str(e.experiment_id) for e in experiments]
+        return [str(experiment.experiment_id) for experiment in pages(self.client.search_experiments)]
+
+
+def pages(search: Callable[..., Any], *query: str | None) -> Iterator[Any]:
+    """Yield what a search of MLflow's client finds, from all its pages."""
+    token: str | None = None
+    while True:
+        page = search(*query, max_results=PAGE, page_token=token)
+        yield from page
+        token = getattr(page, "token", None)
+        if not token:
+            return
 
 
 @contextlib.contextmanager

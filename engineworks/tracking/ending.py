@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 
 from engineworks.errors import EngineworksError, Interrupted
 from engineworks.tracking.records import ERROR
@@ -13,8 +13,17 @@ from engineworks.tracking.records import ERROR
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
+class Values(TypedDict, total=False):
+    """What a run gets with its end."""
+
+    metrics: Mapping[str, float] | None
+    tags: Mapping[str, str] | None
+    texts: Mapping[str, str] | None
+
+
 class Ending(ABC):
-    """A record that ends once: by `finish` or `fail`, else with its block."""
+    """A record that ends once: by `finish` or `fail`, else with its block: KILLED when interrupted, FAILED at any other
+    error, FINISHED without one."""
 
     _ended: bool
 
@@ -24,13 +33,7 @@ class Ending(ABC):
         def run_id(self) -> str: ...
 
     @abstractmethod
-    def finish(
-        self,
-        status: EndStatus = "FINISHED",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None: ...
+    def finish(self, status: EndStatus = "FINISHED", **values: Unpack[Values]) -> None: ...
 
     def fail(self, message: str, log: str = "") -> None:
         """End the run as FAILED: `message` becomes a tag, `log` the artifact `log.txt`."""

@@ -193,8 +193,8 @@ class LoadedEngine:
 
 def _load_pyfunc(path: str) -> LoadedEngine | LoadedDecoder:
     """Load the engine's folder for MLflow. Raises `TrustError`, or `RunError` where this host cannot run it."""
-    from engineworks.engines.decoder.loading import is_decoder, open_shipped_decoder
-    from engineworks.engines.loading import open_engine
+    from engineworks.engines.decoder.generation import is_decoder, open_shipped_decoder
+    from engineworks.engines.engine_session import open_engine
     from engineworks.engines.signing import read_trust
 
     folder, trust = Path(path), read_trust()

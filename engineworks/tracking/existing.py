@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.aliases import HISTORY, listed_versions
-from engineworks.tracking.connection import Connection, refusals
+from engineworks.tracking.connection import Connection, pages, refusals
 from engineworks.tracking.opening import (
     EXPERIMENT,
     database_errors,
@@ -19,7 +19,7 @@ from engineworks.tracking.opening import (
     sqlite_file,
     without_password,
 )
-from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import RunQuery
 from engineworks.tracking.records import ENGINE_BUILD_KEY, RECIPE, RECORD_ID, RUN, STORE_KEYS, store_keys_of
 
 if TYPE_CHECKING:
@@ -80,11 +80,6 @@ def _has_tables(uri: str) -> bool:
         return bool(database.execute(query).fetchone()[0])
 
 
-T = TypeVar("T")
-
-PAGE = 100
-
-
 def store_keys_in_use(link: Connection) -> set[str]:
     """Return the store keys that runs of any experiment refer to, and versions that an alias or a list of champions
     names, even if their runs are deleted. Other deleted runs do not count. Raises `TrackingError`."""
@@ -108,23 +103,13 @@ def _versions_in_use(link: Connection) -> Iterator[ModelVersion]:
         listed = (text for tag, text in model.tags.items() if tag.startswith(HISTORY))
         wanted = {version for text in listed for version in listed_versions(text) or ()}
         wanted |= {int(version) for version in model.aliases.values()}
-        for version in _pages(link.client.search_model_versions, f"name = '{model.name}'"):
+        for version in pages(link.client.search_model_versions, f"name = '{model.name}'"):
             if int(version.version) in wanted:
                 yield version
 
 
 def _models(link: Connection) -> Iterator[RegisteredModel]:
     """Yield our registered models with their aliases, which a search leaves out."""
-    for model in _pages(link.client.search_registered_models, None):
+    for model in pages(link.client.search_registered_models):
         if RECIPE in dict(model.tags):
             yield link.client.get_registered_model(model.name)
-
-
-def _pages(search: Callable[..., list[T]], query: str | None) -> Iterator[T]:
-    token: str | None = None
-    while True:
-        page = search(query, max_results=PAGE, page_token=token)
-        yield from page
-        token = getattr(page, "token", None)
-        if not token:
-            return

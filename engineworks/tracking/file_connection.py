@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engineworks.tracking.connection import Connection, refusals
-from engineworks.tracking.queries import RunQuery
-from engineworks.tracking.reader import ModelRecord, VersionRecord
+from engineworks.tracking.reader import ModelRecord, RunQuery, VersionRecord
 from engineworks.tracking.records import Batch, RunSummary, Status
 from engineworks.tracking.sqlite_writer import SqliteWriter, write_artifacts
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engineworks.engines.loading import open_engine
+from engineworks.engines.engine_session import open_engine
 from engineworks.engines.signing import read_trust
 from engineworks.errors import InputError
 from engineworks.settings import read_settings

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE, refuse_strangers
-from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, read_passport, refuse_verdict
 from engineworks.engines.signing import Trust
 from engineworks.engines.statements import (
@@ -17,9 +16,10 @@ from engineworks.engines.statements import (
     agree,
     check_order,
     check_statement,
+    read_known_statements,
     read_statements,
 )
-from engineworks.engines.strict_json import parse_document, read_bytes
+from engineworks.engines.strict_json import parse_document, read_bytes, typed
 from engineworks.errors import TrustError
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
@@ -50,7 +50,7 @@ def statements_in(tags: Mapping[str, str], slot: Slot) -> Statements | None:
 
 
 def _statement(name: str, text: str) -> Statement:
-    statement = Statement.from_json(parse_document(text.encode(errors="surrogatepass"), f"tag {name}"), f"tag {name}")
+    statement = typed(Statement, parse_document(text.encode(errors="surrogatepass"), f"tag {name}"), f"tag {name}")
     if name.rpartition(".")[2] != str(statement.number):
         raise TrustError(f"tag {name}: holds {statement.name}", hint=RELEASE_AGAIN)
     return statement
@@ -144,11 +144,8 @@ def check_mlmodel(root: Path) -> None:
     place = root / "MLmodel"
     flavors = _read_yaml(place).get("flavors")
     flavor = flavors.get("python_function") if isinstance(flavors, Mapping) and len(flavors) == 1 else None
-    named = (
-        {k: v for k, v in flavor.items() if k not in HARMLESS and (k, v) != ("code", None)}
-        if isinstance(flavor, Mapping)
-        else {}
-    )
+    items = flavor.items() if isinstance(flavor, Mapping) else ()
+    named = {k: v for k, v in items if k not in HARMLESS and (k, v) != ("code", None)}
     if named != {"loader_module": LOADER, "data": f"data/{FOLDER}"}:
         raise TrustError(
             f"{place}: names something else than Engineworks' loader, which MLflow would run",

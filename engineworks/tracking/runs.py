@@ -43,8 +43,7 @@ from engineworks.tracking.pages import (
     recipe_view,
     view_key,
 )
-from engineworks.tracking.queries import RunQuery
-from engineworks.tracking.reader import Reader
+from engineworks.tracking.reader import Reader, RunQuery
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,

@@ -74,9 +74,7 @@ def _send(tracking: Tracking, waiting: Waiting) -> str:
 
 def _replay(run: BuildRun, entry: Entry) -> None:
     values = {name: value for name, value in entry.items() if name not in ("what", "at")}
-    if entry["what"] == "log":
-        run.log(**values)
-    elif entry["what"] == "finish":
+    if entry["what"] == "finish":
         run.finish(**values)
     elif entry["what"] == "engine":
         record = spool.engine_from_json(values["record"])

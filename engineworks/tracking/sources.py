@@ -99,10 +99,8 @@ def load_pytorch(folder: Path) -> torch.nn.Module:
             f"the PyTorch model cannot be loaded: {type(error).__name__}: {lines[0] if lines else ''}",
             hint="its classes must be installed here, or logged with it (code_paths)",
         ) from error
-    if any(folder.glob(TRACED)):
-        vars(module).update(
-            train=lambda mode=True: module, eval=lambda: module
-        )  # torch's own raise, but exporters call them
+    if any(folder.glob(TRACED)):  # exporters call its train and eval, and torch's own raise
+        vars(module).update(train=lambda mode=True: module, eval=lambda: module)
     return module.eval()
 
 

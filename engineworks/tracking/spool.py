@@ -45,7 +45,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A build's waiting records. entries: `log`, `engine` (the last one of each engine) and `finish`."""
+    """A build's waiting records. entries: `engine` (the last one of each engine) and `finish`."""
 
     path: Path
     head: Head

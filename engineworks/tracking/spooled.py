@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from engineworks.errors import TrackingError
 from engineworks.tracking import spool
 from engineworks.tracking.build_run import BuildRun
-from engineworks.tracking.ending import Ending, EndStatus
+from engineworks.tracking.ending import Ending, EndStatus, Values
 from engineworks.tracking.owner import current_owner
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking
@@ -47,11 +47,7 @@ def start_spooled(
 
 
 class SpooledRun(Ending):
-    """The parent run of one build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them.
-
-    As a context manager it always ends the run: KILLED when interrupted, FAILED at any other error, and FINISHED where
-    `finish` was not called.
-    """
+    """The parent run of a build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them."""
 
     def __init__(self, artifacts: Path, head: spool.Head) -> None:
         self.recipe = head.recipe
@@ -94,33 +90,13 @@ class SpooledRun(Ending):
             self._spool.append(what, at, **values)
         self.waits = error.message
 
-    def log(
-        self,
-        *,
-        params: Mapping[str, str] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-        store_keys: Iterable[str] = (),
-    ) -> None:
-        """Add to the parent run."""
-        values = {"params": params, "metrics": metrics, "tags": tags, "texts": texts, "store_keys": list(store_keys)}
-        self._keep("log", lambda run: run.log(**values), values)  # type: ignore[arg-type]
-
     def record_engine(self, record: EngineRecord) -> None:
         """Record one engine in one step."""
         self._keep("engine", lambda run: run.record_engine(record), {"record": spool.engine_to_json(record)})
 
-    def finish(
-        self,
-        status: EndStatus = "FINISHED",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None:
+    def finish(self, status: EndStatus = "FINISHED", **values: Unpack[Values]) -> None:
         """End the run."""
-        values = {"status": status, "metrics": metrics, "tags": tags, "texts": texts}
-        self._keep("finish", lambda run: run.finish(**values), values)  # type: ignore[arg-type]
+        self._keep("finish", lambda run: run.finish(status, **values), {"status": status, **values})
         self._ended = True
 
     def _keep(self, what: str, write: Callable[[BuildRun], object], values: Mapping[str, Any]) -> None:

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.queries import RunQuery
-from engineworks.tracking.reader import ModelRecord, VersionRecord
+from engineworks.tracking.reader import ModelRecord, RunQuery, VersionRecord
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,

@@ -33,7 +33,7 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 ENGINE = "tiny/int8/cpu"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engineworks.cli import run_command
-from engineworks.report.ages import age
+from engineworks.report.words import age
 from engineworks.settings import read_settings
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking

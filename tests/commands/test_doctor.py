@@ -61,7 +61,7 @@ def test_a_target_that_runs_unwatched_says_why_its_figures_are_not_to_be_trusted
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     here = TargetHere("h100", None, None, "the GPU's clocks cannot be watched")
-    doctor.print_findings(Findings((), (here, TargetHere("cpu", None, "no", "no")), ()))
+    doctor.print_findings(Findings({}, (here, TargetHere("cpu", None, "no", "no")), ()))
     out = capsys.readouterr().out
     assert "yes, but the GPU's clocks cannot be watched" in out
     assert "yes, but no" not in out

@@ -22,7 +22,7 @@ from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import plan_recipe
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 
 Shape = list[int | str | None]
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64

@@ -11,7 +11,7 @@ from growing_decoder import write_growing_decoder
 
 from engineworks.engines.decoder.base import runs_of
 from engineworks.engines.decoder.open import open_onnx_decoder
-from engineworks.engines.decoder.ort_in_place import OrtInPlaceDecoder
+from engineworks.engines.decoder.ort import OrtInPlaceDecoder
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.decoder.report import Exact
 from engineworks.measure.decoder.situations import is_right

@@ -20,8 +20,8 @@ from engineworks.engines.backends.base import BuildRequest
 from engineworks.model import equivalence
 from engineworks.model.calibrate import runtime
 from engineworks.model.lower.half.run import Bench
-from engineworks.model.runtime.ort_forms import exact_options
-from engineworks.steps.partial_quantization.sessions import CutSession
+from engineworks.model.ort import exact_options
+from engineworks.steps.partial_quantization.trials import CutSession
 from engineworks.tensors import InputRange, Profile
 
 SOURCE = Path(__file__).parents[2] / "engineworks"
@@ -147,7 +147,7 @@ def test_every_session_has_these_options() -> None:
                 made.append(path.relative_to(SOURCE).as_posix())
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".InferenceSession"):
                 without += [f"{path}:{node.lineno}"] if len(node.args) < 2 else []
-    assert made == ["model/runtime/ort_forms.py"]
+    assert made == ["model/ort.py"]
     assert without == []
 
 

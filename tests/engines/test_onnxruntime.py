@@ -292,3 +292,27 @@ def test_a_wish_for_cuda_graphs_is_answered(request_for: RequestFor, operators: 
     engine = build(request_for(operators("gemm", "fp32")))
     session = onnxruntime.load(engine, {}, serving=Serving(cuda_graphs=True))
     assert session.notes == ("a CPU has no CUDA graphs: runs without",)
+
+
+@pytest.mark.parametrize(("level", "rounds"), [(1, False), (4, True)])
+def test_activations_are_rounded_as_the_model_itself_asks(tmp_path: Path, level: int, rounds: bool) -> None:
+    """y = x · codes, 4 bits, by blocks of 32; at level 4 x is rounded to int8, as written too."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (16, 2, 16)).astype(np.uint8)  # two codes a byte, zero at 8
+    weights = ((codes[..., None] >> np.array([0, 4])) & 15).reshape(16, 64).astype(np.float32) - 8
+    node = helper.make_node(
+        "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=64, N=16, bits=4, block_size=32,
+        accuracy_level=level,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [numpy_helper.from_array(codes, "b"), numpy_helper.from_array(np.ones((16, 2), np.float32), "s")],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    x = feeds(5, 64)["x"]
+    got = onnxruntime.load_as_written(tmp_path / "m.onnx").run({"x": x})["y"]
+    error = float(np.abs(got - x @ weights.T).max())
+    assert (error > 1e-2) == rounds
+    assert error < 1

@@ -19,9 +19,9 @@ from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
+from engineworks.model import ort as ort_forms
 from engineworks.model.export.outline import metadata_of
-from engineworks.model.runtime import ort_forms
-from engineworks.model.runtime.ort_forms import FORMS, after_crashes, form_of
+from engineworks.model.ort import FORMS, after_crashes, form_of
 from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 

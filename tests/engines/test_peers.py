@@ -7,8 +7,9 @@ import os
 import pytest
 
 from engineworks.engines.peers import PEERS, ort_cpu, ort_cuda, peer, pytorch, read_names
-from engineworks.engines.peers._stderr import kept_stderr
+from engineworks.engines.peers.ort_cuda import kept_stderr
 from engineworks.errors import InputError
+from engineworks.host import gpu
 from engineworks.host.gpu import Gpu
 
 GPU = Gpu("NVIDIA Test", "9.0", "600.1", "13.0")
@@ -46,6 +47,7 @@ def test_without_a_gpu_or_the_package_the_cuda_peer_says_which(monkeypatch: pyte
     assert "pip install onnxruntime-gpu" in (ort_cuda.why_not("onnx", "fp16") or "")
     monkeypatch.setattr(ort_cuda, "installed_versions", lambda names: dict.fromkeys(names, "1.31.1"))
     assert ort_cuda.why_not("onnx", "fp16") is None
+    monkeypatch.setattr(gpu, "first_gpu", lambda: GPU)
     assert ort_cuda.hardware()["gpu"] == "NVIDIA Test"
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engineworks.engines.backends import _trt_backend, tensorrt
+from engineworks.engines.backends import _trt, tensorrt
 from engineworks.engines.backends._trt_config import configure
 from engineworks.engines.backends._trt_parse import network_flags
 from engineworks.errors import TargetError
@@ -117,19 +117,19 @@ def test_networks_are_strongly_typed_in_every_version(version: str, strongly_typ
 
 
 def test_why_not_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "versions", dict)
+    monkeypatch.setattr(_trt.Vendor, "versions", lambda vendor: {})
     assert tensorrt.why_not_build(("8.6",)) == "TensorRT is not installed; pip install tensorrt"
-    monkeypatch.setattr(tensorrt, "versions", lambda: {"tensorrt": "10.13.3.9"})
-    monkeypatch.setattr(tensorrt, "first_gpu", lambda: None)
+    monkeypatch.setattr(_trt.Vendor, "versions", lambda vendor: {"tensorrt": "10.13.3.9"})
+    monkeypatch.setattr(gpu, "first_gpu", lambda: None)
     assert "there is none here" in str(tensorrt.why_not_build(("8.6",)))
     assert "a target of its own" in str(tensorrt.why_not_build(("8.6", "8.9")))
-    monkeypatch.setattr(tensorrt, "first_gpu", lambda: Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
+    monkeypatch.setattr(gpu, "first_gpu", lambda: Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
     assert "the NVIDIA H100 here has compute capability 9.0, the target 8.6" in str(tensorrt.why_not_build(("8.6",)))
     assert tensorrt.why_not_build(("9.0",)) is None
 
 
 def test_its_hardware_is_the_gpu_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_trt_backend, "first_gpu", lambda: gpu.Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
+    monkeypatch.setattr(gpu, "first_gpu", lambda: gpu.Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
     assert tensorrt.hardware() == {
         "gpu": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.1", "cuda": "13.0",
     }  # fmt: skip

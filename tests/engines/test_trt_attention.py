@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from engineworks.engines.backends._trt_attention import written_out
+from engineworks.engines.backends._trt_parse import written_out
 from engineworks.model.graphs import model_nodes
 
 ROWS, HEADS, LENGTH, PAST, SIZE = 2, 2, 4, 3, 8

@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import pytest
+from half_conversion import to_half
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.engines.backends import _trt, tensorrt_rtx
@@ -21,8 +22,7 @@ from engineworks.engines.backends.base import BuildRequest
 from engineworks.engines.capabilities import CAPABILITIES, why_not
 from engineworks.errors import BuildError, TargetError, TimeLimitError, UnsupportedError
 from engineworks.host.child import run_in_child
-from engineworks.model.fold.node_uses import node_uses
-from engineworks.model.lower.half.convert import to_half
+from engineworks.model.fold.inventory import node_uses
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")

@@ -27,7 +27,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     def make(gpu: Gpu | None, installed: Mapping[str, str]) -> None:
         monkeypatch.setattr(_trt_host, "first_gpu", lambda: gpu)
         monkeypatch.setattr(_trt_host, "installed_version", installed.get)
-        monkeypatch.setattr(_trt, "installed_version", installed.get)
+        monkeypatch.setattr(_trt, "installed_versions", lambda names: {name: installed.get(name) for name in names})
 
     return make
 

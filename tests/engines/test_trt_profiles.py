@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engineworks.engines.backends._trt_profiles import add_profiles, check_profile
+from engineworks.engines.backends._trt_config import add_profiles, check_profile
 from engineworks.errors import BuildError
 from engineworks.tensors import InputRange, Profile, TensorSpec
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.engines.backends._trt_reads import ignored_inputs
+from engineworks.engines.backends._trt_parse import ignored_inputs
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from onnx import TensorProto, helper
 
-from engineworks.engines.backends._trt_messages import builder_message, parser_message
+from engineworks.engines.backends._trt_log import builder_message, parser_message
 
 NO_CUDA = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at /_src/x.cpp:250 (…"
 

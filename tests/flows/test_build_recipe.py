@@ -22,7 +22,7 @@ from engineworks.host.file_digests import FileDigests
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings, read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.existing import open_existing
 from engineworks.tracking.runs import open_tracking
 from flows.outcomes import result_of

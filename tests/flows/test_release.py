@@ -12,7 +12,7 @@ from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import ReleaseResult
 from engineworks.release.sources import built_engines
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.runs import open_tracking
 from flows.outcomes import result_of

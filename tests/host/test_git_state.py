@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import engineworks.host.git.state as state
-from engineworks.host.git.state import Checkout, changed_files
+import engineworks.host.git as state
+from engineworks.host.git import Checkout, changed_files
 
 
 @pytest.fixture
@@ -60,13 +60,13 @@ def test_a_folder_that_git_knows_nothing_of_is_not_clean(repository: Path) -> No
 
 def test_many_clean_recipes_cost_two_questions(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    ask = state._git
+    ask = state._answer
 
     def watched(root: Path, *arguments: str) -> str:
         asked.append(arguments)
         return ask(root, *arguments)
 
-    monkeypatch.setattr(state, "_git", watched)
+    monkeypatch.setattr(state, "_answer", watched)
     checkout = Checkout(repository)
     for name in ("a.yaml", "b.yaml") * 50:
         assert checkout.changed([folder_of(repository) / name]) == []

@@ -6,7 +6,7 @@ import mmap
 
 import numpy as np
 
-from engineworks.host.huge_pages import HUGE_BYTES, _full_blocks, use_huge_pages
+from engineworks.host.memory import HUGE_BYTES, _full_blocks, use_huge_pages
 
 HUGE = HUGE_BYTES
 

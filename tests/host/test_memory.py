@@ -19,12 +19,12 @@ def test_all_memory_is_the_host_s_or_the_container_s_limit(
     monkeypatch: pytest.MonkeyPatch, limit: str, mib: float
 ) -> None:
     files = {"/proc/meminfo": MEMINFO, "/sys/fs/cgroup/memory.max": limit}
-    monkeypatch.setattr(memory, "_read", files.__getitem__)
+    monkeypatch.setattr(memory, "read_text", files.__getitem__)
     assert ResidentMemory().total_mib() == mib
 
 
 def test_memory_that_can_not_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_read", lambda path: "")
+    monkeypatch.setattr(memory, "read_text", lambda path: "")
     assert memory.total_mib() == 0
 
 

@@ -4,11 +4,11 @@ import subprocess
 import sys
 import threading
 
-from engineworks.host.parent import may_fork
+from engineworks.host.child.supervise import may_fork
 
 ALONE = """
 from engineworks.host.collector import collect_apart
-from engineworks.host.parent import may_fork
+from engineworks.host.child.supervise import may_fork
 collect_apart()
 print(may_fork())
 """

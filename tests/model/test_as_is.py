@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.engines.capabilities import why_not
 from engineworks.errors import EXIT_BAD_INPUT, ModelError
 from engineworks.model.fold.fold import fold_model
-from engineworks.model.fold.node_uses import node_uses
+from engineworks.model.fold.inventory import node_uses
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.tensors import TensorSpec
 

@@ -17,8 +17,7 @@ from engineworks.errors import CalibrationError
 from engineworks.model.calibrate import collect
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.ranges import Method, Ranges
-from engineworks.model.calibrate.reduction_graph import DERIVED
-from engineworks.model.calibrate.reductions import open_reductions
+from engineworks.model.calibrate.reductions import DERIVED, open_reductions
 from engineworks.model.calibrate.values import LARGE
 
 node = helper.make_node

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.model.calibrate.ranges import Range, Ranges
-from engineworks.model.lower.half.channel_scales import scale_channels_after_products
-from engineworks.model.lower.half.unquantized import halve_unquantized
+from engineworks.model.lower.half.unquantized import halve_unquantized, scale_channels_after_products
 from engineworks.model.lower.quantize import quantize, tensors_to_calibrate
 
 ROWS, INNER, COLUMNS = 5, 64, 6

@@ -11,7 +11,7 @@ import pytest
 from engineworks.errors import ModelError
 from engineworks.model.decoder.families import FAMILIES, check_family, context_problems
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.decoder.torch_decoder import check_window, new_call
+from engineworks.model.decoder.torch_decoder import Call, check_window
 from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.steps.decoder.export import prove
 from engineworks.steps.decoder.fused_model import SourceModel, difference_of, fused_model
@@ -93,7 +93,7 @@ def test_caches_that_would_be_wrong(config, context, message):
     ],
 )
 def test_a_window_that_does_not_reach_the_attention(config, right):
-    call = new_call()
+    call = Call()
     call.masks = {0: None, 4: None}
     with nullcontext() if right else pytest.raises(ModelError, match="sliding window of 8 positions does not reach"):
         check_window(call, SimpleNamespace(**config), CONTEXT)

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from engineworks.model.decoder.fused import fuse_decoder
 from engineworks.model.decoder.fused.attention import causal_window
-from engineworks.model.decoder.fused.fuse import fuse_decoder
 from engineworks.model.decoder.fused.graph import DecoderGraph
 from engineworks.model.decoder.interface import read_interface
 from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.model.export.file_reads import recorded_reads, undeclared_reads
+from engineworks.model.export.from_torch import recorded_reads, undeclared_reads
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_python_itself_the_system_and_temporary_files_do_not_count(root: Path) -
 
 
 def test_a_file_outside_of_the_recipe_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engineworks.model.export.file_reads._exempt_folders", list)  # the test lies below /tmp
+    monkeypatch.setattr("engineworks.model.export.from_torch._exempt_folders", list)  # the test lies below /tmp
     assert undeclared_reads({root / "weights.bin"}, root / "more", []) == [root / "weights.bin"]
 
 
@@ -77,7 +77,7 @@ def test_a_library_beside_the_recipe_that_is_installed_does_not_count() -> None:
     """A virtual environment inside of the recipe's folder."""
     code = """
         import sys, pathlib, numpy
-        from engineworks.model.export.file_reads import undeclared_reads
+        from engineworks.model.export.from_torch import undeclared_reads
         print(undeclared_reads({pathlib.Path(numpy.__file__)}, pathlib.Path(sys.prefix).parent, []))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from exact_sessions import open_exact
+from half_conversion import to_half
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
 from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.model.lower.formats import FORMATS, block_size, quantize_weight_fp8, quantize_weight_int4
-from engineworks.model.lower.half.convert import to_half
 from engineworks.model.lower.quantize import quantize, raise_opset_for
 
 FLOAT = TensorProto.FLOAT

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from half_conversion import to_half
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import PrecisionError
-from engineworks.model.lower.half.convert import to_half
 from engineworks.model.lower.half.graph import FORMATS
 from engineworks.model.lower.half.half import lower_half
-from engineworks.model.lower.half.limits import HalfLimits
 from engineworks.model.lower.half.overflow import first_overflow
 from engineworks.model.lower.half.run import Bench
+from engineworks.model.lower.report import HalfLimits
 
 FLOAT = TensorProto.FLOAT
 

@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import pytest
 from exact_sessions import open_exact
+from half_conversion import clamped, to_half
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, SamplesError
-from engineworks.model.lower.half.convert import to_half
 from engineworks.model.lower.half.graph import FORMATS
 from engineworks.model.lower.half.half import lower_half
-from engineworks.model.lower.half.limits import HalfLimits
 from engineworks.model.lower.half.prove import cosine, prove, reference_outputs
 from engineworks.model.lower.half.run import Bench
+from engineworks.model.lower.report import HalfLimits
 
 F32 = TensorProto.FLOAT
 DTYPES = ["float16", "bfloat16"]
@@ -182,7 +182,7 @@ def test_a_computed_mask_is_clamped_and_its_softmax_is_half(dtype: Any) -> None:
     ok = np.array([[True] * 5 + [False] * 3, [False] * 4 + [True] * 4])
     source, feeds = computed_mask(ok)
     _, report = lower_half(source, dtype, feeds)
-    assert report.clamped == ("lowest",)
+    assert clamped(report) == ("lowest",)
     assert {"n_s1", "n_s2", "n_y"}.isdisjoint(report.kept)
 
 
@@ -192,7 +192,7 @@ WHOLE_ROW = np.array([[True] * 5 + [False] * 3, [False] * 8])
 def test_where_fp16_would_not_swallow_the_scores_of_a_masked_row_its_softmax_stays_fp32() -> None:
     source, feeds = computed_mask(WHOLE_ROW)
     _, report = lower_half(source, "float16", feeds)
-    assert not report.clamped
+    assert not clamped(report)
     assert {"n_s1", "n_s2", "n_y"} <= set(report.kept)
     assert "n_h" not in report.kept
     assert report.outputs[0].cosine > 0.999
@@ -200,7 +200,7 @@ def test_where_fp16_would_not_swallow_the_scores_of_a_masked_row_its_softmax_sta
 
 def test_a_row_that_is_masked_as_a_whole_is_no_nan_in_bf16() -> None:
     _, report = lower_half(computed_mask(WHOLE_ROW)[0], "bfloat16", computed_mask(WHOLE_ROW)[1])
-    assert report.clamped == ("lowest",)
+    assert clamped(report) == ("lowest",)
     assert report.outputs[0].finite
 
 

@@ -7,8 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.model.fold.inventory import inventory
-from engineworks.model.fold.node_uses import node_uses
+from engineworks.model.fold.inventory import inventory, node_uses
 
 FLOAT = TensorProto.FLOAT
 

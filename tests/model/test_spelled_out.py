@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.model.fold.spelled_out import NORM, spell_out_norms
+from engineworks.model.fold.preparation import NORM, spell_out_norms
 
 
 def norm(dtype: Any, opset: int, outputs: tuple[str, ...] = ("y",), **attributes: Any) -> onnx.ModelProto:

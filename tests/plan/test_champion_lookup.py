@@ -21,7 +21,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings, read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import open_tracking

@@ -15,7 +15,7 @@ from conftest import tiny_model
 from engineworks.cli import run_command
 from engineworks.errors import InputError
 from engineworks.plan.changed import Changes, find_changes, only_glob
-from engineworks.plan.recipe_change import EngineChange, RecipeChange
+from engineworks.plan.differences import EngineChange, RecipeChange
 from engineworks.settings import read_settings
 
 METRIC = "def agree(outputs, labels, inputs):\n    return 1.0\n"

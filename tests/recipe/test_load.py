@@ -10,8 +10,8 @@ import pytest
 from conftest import RECIPE
 
 from engineworks.errors import RecipeError
+from engineworks.recipe.cascading_errors import RENAMED
 from engineworks.recipe.load import find_recipes, load_recipe, load_recipes
-from engineworks.recipe.renamed import RENAMED
 
 Edit = tuple[str, str]
 

@@ -12,7 +12,7 @@ from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.smoke import SAMPLES, Mode, in_mode
 from engineworks.settings import read_settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 
 
 def plan(mode: Mode) -> Plan:

@@ -13,10 +13,10 @@ from engineworks.engines.backends.base import Serving
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError, TrustError
 from engineworks.host.child import ChildPool
-from engineworks.package import kernels
-from engineworks.package.kernels import compile_in_child
+from engineworks.package import warmup as kernels
 from engineworks.package.package import verify_package, write_package
 from engineworks.package.triton_engines import _take_kernels, read_engines
+from engineworks.package.warmup import compile_in_child
 from tests.release.test_package import config_of, for_gpu, packaged
 
 MADE = b"what the vendor's library compiled"

@@ -19,9 +19,8 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.package.package import PackagedEngine, write_package
-from engineworks.serving.choose import available_backends
 from engineworks.serving.client import Client
-from engineworks.serving.server import started
+from engineworks.serving.server import available_backends, started
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(240)]
 

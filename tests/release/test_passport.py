@@ -165,7 +165,7 @@ def test_a_file_next_to_an_engine_that_is_not_its_own_is_refused(built: Any, tmp
 
 def test_a_pipe_in_place_of_a_passport_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "passport.json")
-    with pytest.raises(TrustError, match="is no regular file"):
+    with pytest.raises(TrustError, match="not a regular file"):
         read_passport(tmp_path / "passport.json", Trust())
 
 

@@ -11,7 +11,7 @@ from release_record import record
 
 from engineworks.builds.command import recorded_result
 from engineworks.builds.results import LONGEST_LIST
-from engineworks.host.git.state import Checkout
+from engineworks.host.git import Checkout
 from engineworks.measure.latency_report import Omitted
 from engineworks.store.store import Store
 from engineworks.tracking.runs import Tracking

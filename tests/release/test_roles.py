@@ -17,12 +17,12 @@ from release_keys import trust_mine
 
 import engineworks
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.engines.known_statements import KnownStatements
 from engineworks.engines.signing import Signer, Trust, read_signer
-from engineworks.engines.statements import Statement
+from engineworks.engines.statements import KnownStatements, Statement
+from engineworks.engines.strict_json import typed
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.host.file_digests import digest_file
-from engineworks.model.runtime.ort_forms import FORMS, sign
+from engineworks.model.ort import FORMS, sign
 from engineworks.package.package import write_package
 from engineworks.package.triton_engines import open_packaged
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build, roll_back
@@ -87,13 +87,13 @@ class World:
 
     def statement(self, number: int) -> Statement:
         tags = self.client.get_registered_model(self.model).tags
-        return Statement.from_json(json.loads(tags[self.tag(number)]), "tag")
+        return typed(Statement, json.loads(tags[self.tag(number)]), "tag")
 
     def restate(self, statement: Statement, **changes: Any) -> Statement:
         """The statement with changes, signed again and put into its tag."""
         document = {**statement.to_json(), **changes}
         document.pop("signature")
-        signed = Statement.from_json(key().sign(document), "tag")
+        signed = typed(Statement, key().sign(document), "tag")
         self.client.set_registered_model_tag(self.model, self.tag(signed.number), json.dumps(signed.to_json()))
         return signed
 

@@ -33,7 +33,7 @@ from engineworks.serving.client import Client
 from engineworks.serving.server import SHARED_MEMORY, started
 from engineworks.steps import serve as step
 from engineworks.steps.job import StepJob
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.tracking.runs import open_tracking
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(240)]

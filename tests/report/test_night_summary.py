@@ -19,7 +19,13 @@ from engineworks.errors import InputError, StoreError
 from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.night.page import render_night
-from engineworks.report.night.publish import metrics_text, publish_metrics, push_metrics, record_summary, write_metrics
+from engineworks.report.night.publish import (
+    night_registry,
+    publish_metrics,
+    push_metrics,
+    record_summary,
+    write_metrics,
+)
 from engineworks.report.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.tracking.runs import open_tracking
 from tests.typed_reports import accuracy, metric, shape_json, sidecar
@@ -203,7 +209,7 @@ def test_engines_that_only_left_out_are_neither_gone_nor_new() -> None:
 def test_metrics_of_what_a_night_leaves_out_are_those_of_its_last() -> None:
     q = build(engine("q/fp32/cpu", "fail"), recipe="q")
     second = night(build(engine("r/fp32/cpu")), before=night(build(engine("r/fp32/cpu")), q, broken("fashion")))
-    text = samples(metrics_text(second))
+    text = samples(exposed(second))
     assert text["engineworks_recipe_without_result[('recipe', 'fashion')]"] == 1
     assert text["engineworks_recipe_in_night[('recipe', 'fashion')]"] == 0
     assert text["engineworks_recipe_in_night[('recipe', 'r')]"] == 1
@@ -262,6 +268,12 @@ def test_the_next_night_is_compared_with_what_mlflow_has(tmp_path: Path) -> None
     assert third.changes == ()
 
 
+def exposed(night: Summary) -> str:
+    from prometheus_client import generate_latest
+
+    return generate_latest(night_registry(night)).decode()
+
+
 def samples(text: str) -> dict[str, float]:
     """Every sample of a text in Prometheus' format, by name and labels, as its own parser reads it."""
     from prometheus_client.parser import text_string_to_metric_families
@@ -275,7 +287,7 @@ def test_prometheus_reads_every_engine_and_every_recipe() -> None:
     found = night(
         build(engine("r/fp32/cpu", p50=2.0), engine("r/int8/cpu", "fail"), ran=ran), {"recipe": "q", "error": "x"}
     )
-    text = samples(metrics_text(found))
+    text = samples(exposed(found))
     where = "('precision', 'fp32'), ('recipe', 'r'), ('target', 'cpu')"
     assert text[f"engineworks_engine_latency_p50_seconds[{where}]"] == 0.002
     assert text[f"engineworks_engine_verdict[{where}, ('verdict', 'pass')]"] == 1
@@ -289,7 +301,7 @@ def test_prometheus_reads_every_engine_and_every_recipe() -> None:
 def test_the_textfile_is_whole_and_of_a_name_that_is_read(tmp_path: Path) -> None:
     found = night(build(engine("r/fp32/cpu")))
     write_metrics(found, tmp_path / "new" / "engineworks.prom")
-    assert samples((tmp_path / "new" / "engineworks.prom").read_text()) == samples(metrics_text(found))
+    assert samples((tmp_path / "new" / "engineworks.prom").read_text()) == samples(exposed(found))
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["engineworks.prom"]
     with pytest.raises(InputError, match=r"reads \*.prom alone"):
         write_metrics(found, tmp_path / "metrics.txt")
@@ -326,7 +338,7 @@ def test_the_push_gateway_gets_the_whole_group_replaced() -> None:
     with gateway() as (place, got):
         push_metrics(found, place)
     assert [(method, path) for method, path, _ in got] == [("PUT", "/metrics/job/engineworks_nightly")]
-    assert samples(got[0][2]) == samples(metrics_text(found))
+    assert samples(got[0][2]) == samples(exposed(found))
 
 
 def test_metrics_that_can_not_be_published_are_a_sentence_and_stop_nothing(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ def test_a_description_keeps_within_mlflows_limit_and_counts_the_rest() -> None:
     assert "1 engine refused (fp8/rtx30)" in text
 
 
+def test_a_table_has_no_empty_columns_and_is_left_out_where_it_has_no_rows() -> None:
+    result, background = example()
+    passed = replace(result, engines=(result.engines[0],), ladder=())
+    assert "| engine | verdict |" in verdict_table(passed, background.links)
+    assert "why" not in verdict_table(passed, background.links)
+    assert "|" not in verdict_table(replace(result, engines=()), background.links)
+
+
 def test_an_engines_note_says_why_and_where_the_report_is() -> None:
     note = engine_note(example()[0].engines[2], "http://mlflow/report")
     assert note.startswith("**fail**")

@@ -12,11 +12,11 @@ from engineworks.cli import run_command
 from engineworks.measure.check import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.answer import may_ship
-from engineworks.report.counting import many
 from engineworks.report.progress_text import Clock, time_words
 from engineworks.report.results_text import print_results
 from engineworks.report.rows import grouped_reasons
 from engineworks.report.terminal import fitting
+from engineworks.report.words import many
 from engineworks.settings import read_settings
 from tests.typed_reports import accuracy, latency, metric, shape_json, sidecar
 

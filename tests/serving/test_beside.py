@@ -14,7 +14,7 @@ from serving.fake_kserve import FakeServer, serve
 from engineworks.measure.interleave import Pace, Side, interleave
 from engineworks.serving.beside import Beside, ServedModel, some_of
 from engineworks.serving.client import Client
-from engineworks.serving.others import OtherWork
+from engineworks.serving.metrics import OtherWork
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 REQUESTS = [{"x": np.full((2, 3), n, np.float32)} for n in range(1, 5)]

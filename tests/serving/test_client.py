@@ -13,8 +13,8 @@ from serving.fake_kserve import FakeServer, serve
 from engineworks.errors import RunError
 from engineworks.host.triton import RunningServer
 from engineworks.package.package import CONTAINER
-from engineworks.serving.choose import available_backends
 from engineworks.serving.client import Client
+from engineworks.serving.server import available_backends
 
 
 def double(feeds: Mapping[str, Any]) -> Mapping[str, Any]:

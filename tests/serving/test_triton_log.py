@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engineworks.serving.triton_log import last_error, reason
+from engineworks.serving.client import last_error, reason
 
 FAILED = "load failed for model 'digits-fp32-cpu': version 1 is at UNAVAILABLE state: Internal: "
 TRACEBACK = f"""{FAILED}TrustError: /models/1/model.onnx: was altered; do not load it

@@ -11,8 +11,7 @@ from conftest import tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.engines.backends import onnxruntime as backend
-from engineworks.engines.backends.base import BuildRequest
-from engineworks.engines.layer_times import TimedLayer
+from engineworks.engines.backends.base import BuildRequest, TimedLayer
 from engineworks.measure.layers import Layer
 from engineworks.steps.layer_times import mapped, time_limit_s
 from engineworks.tensors import InputRange, Profile

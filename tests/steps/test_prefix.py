@@ -13,8 +13,7 @@ from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.recipe.samples import SampleFile
 from engineworks.steps.job import StepJob
 from engineworks.steps.partial_quantization.groups import group_nodes, single_nodes
-from engineworks.steps.partial_quantization.sessions import CutSession
-from engineworks.steps.partial_quantization.trials import Prefix, Trials
+from engineworks.steps.partial_quantization.trials import CutSession, Prefix, Trials
 from engineworks.tensors import TensorSpec
 
 

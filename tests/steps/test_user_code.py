@@ -16,7 +16,7 @@ import pytest
 from engineworks.errors import EXIT_BAD_INPUT, EXIT_STEP_FAILED, EngineworksError, TimeLimitError
 from engineworks.host import sandbox
 from engineworks.host.child.start import Child, start_child, working_folder
-from engineworks.host.sandbox.command import sandbox_command
+from engineworks.host.sandbox import sandbox_command
 from engineworks.steps import export, peer, user_metric
 from engineworks.steps.job import StepJob
 

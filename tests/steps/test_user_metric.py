@@ -16,8 +16,8 @@ from engineworks.errors import (
     InputError,
     TimeLimitError,
 )
-from engineworks.host.sandbox.command import sandbox_command
-from engineworks.host.sandbox.landlock import landlock_version
+from engineworks.host.sandbox import sandbox_command
+from engineworks.host.sandbox.serve import landlock_version
 from engineworks.steps.user_metric import evaluate_in_sandbox
 
 LABELS = np.arange(6) % 3

@@ -19,8 +19,7 @@ from engineworks.cli import run_command
 from engineworks.errors import EXIT_STEP_FAILED, StoreError
 from engineworks.fingerprint import digest_of
 from engineworks.store import remote
-from engineworks.store.remote import RemoteStore
-from engineworks.store.service import Service
+from engineworks.store.remote import RemoteStore, Service
 from engineworks.store.shared import SharedStore
 from engineworks.store.store import Store
 
@@ -189,7 +188,7 @@ def test_a_kill_9_in_the_middle_of_an_upload_leaves_nothing_visible(
     code = """
         import os, signal, sys
         from pathlib import Path
-        from engineworks.store.service import Service
+        from engineworks.store.remote import Service
         from test_s3 import host, write
         method, left, call = sys.argv[3], [int(sys.argv[4])], Service.call
         def dying(self, name, *arguments, **options):

@@ -17,7 +17,7 @@ import pytest
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 DOCUMENT = {"step": "fold", "params": {"a": 1}}

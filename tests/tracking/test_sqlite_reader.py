@@ -14,8 +14,7 @@ from engineworks.tracking.aliases import HISTORY, Slot
 from engineworks.tracking.champion_list import list_champions, standings, versions_behind
 from engineworks.tracking.connection import Connection
 from engineworks.tracking.opening import ARTIFACT_FOLDER, DATABASE_FILE, connect
-from engineworks.tracking.queries import RunQuery
-from engineworks.tracking.reader import Reader
+from engineworks.tracking.reader import Reader, RunQuery
 from engineworks.tracking.records import (
     ENGINE,
     ENGINE_BUILD_KEY,

@@ -17,7 +17,7 @@ from engineworks.tracking import sqlite
 from engineworks.tracking.connection import Connection
 from engineworks.tracking.file_connection import FileConnection
 from engineworks.tracking.opening import DATABASE_FILE, connect
-from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import RunQuery
 from engineworks.tracking.records import DATASETS, KIND, Batch
 from engineworks.tracking.sqlite import transaction
 from engineworks.tracking.sqlite_reader import FOUND_BY, TAG_INDEX, _where

@@ -87,18 +87,11 @@ def _spec(raw: RawTensor) -> TensorSpec:
     )
 
 
-def decoder_recipe(
-    name: str, description: str, source: str, found: FoundDecoder, text: str, columns: Sequence[str],
-    precisions: Sequence[str],
-) -> str:  # fmt: skip
-    """Return the recipe's YAML. source: the line of `model.source`. text: the file as the recipe names it."""
-    return "\n".join(_lines(name, description, source, found, text, columns, precisions)) + "\n"
-
-
-def _lines(
+def decoder_lines(
     name: str, description: str, source: str, found: FoundDecoder, text: str, columns: Sequence[str],
     precisions: Sequence[str],
 ) -> Iterator[str]:  # fmt: skip
+    """Yield the recipe's YAML. source: the line of `model.source`. text: the file as the recipe names it."""
     cache = ", ".join(f"{quoted(given)}: {quoted(made)}" for given, made in found.cache.items())
     ties = ", ".join(f"{name}: {total}" for name, total in found.ties.items())
     more = (f", cache: {{{cache}}}" if cache else "") + (f", ties: {{{ties}}}" if ties else "")

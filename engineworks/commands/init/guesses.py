@@ -60,9 +60,6 @@ def _range(spec: TensorSpec, tables: Mapping[str, Range]) -> Range:
     if spec.dtype == "int8":
         return (-128.0, 127.0)
     if spec.dtype.startswith("int"):
-        return (0.0, 1.0) if "type" in name or "segment" in name else (1.0, 1.0) if _is_count(name) else (0.0, 99.0)
+        counts = re.search(r"len|num|count|size", name)
+        return (0.0, 1.0) if "type" in name or "segment" in name else (1.0, 1.0) if counts else (0.0, 99.0)
     return (-1.0, 1.0)
-
-
-def _is_count(name: str) -> bool:
-    return bool(re.search(r"len|num|count|size", name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from engineworks.commands.init.dimensions import NAMELESS
 from engineworks.commands.init.draft import ModelFacts, Range, RawTensor
@@ -13,9 +13,7 @@ from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_nodes
 from engineworks.model.onnx_files import check_tensors, dtype_name, graph_inputs, known_dim, load_model
 from engineworks.recipe.recipe import Input
-
-if TYPE_CHECKING:
-    from engineworks.tensors import Dim
+from engineworks.tensors import Dim
 
 _SHAPED_BY_VALUES = frozenset({
     "NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "Scan", "If", "SequenceAt", "ConcatFromSequence",

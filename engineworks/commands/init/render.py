@@ -68,10 +68,9 @@ def _rest(draft: Draft) -> Iterator[str]:
     yield f"precisions: [{', '.join(draft.precisions)}]"
     if "int8" not in draft.precisions and draft.precisions[0] != "as_is":
         yield "# int8 as well: add it here, real samples under data.calibration, and a limit under accuracy.limits"
-    yield "data:" + (
-        "  # STAND-IN: seeded numbers of the inputs' ranges. Give real samples." if _stands_in(draft) else ""
-    )
-    if _stands_in(draft) and draft.source.startswith("huggingface"):
+    stand_in = draft.evaluation.stand_in
+    yield "data:" + ("  # STAND-IN: seeded numbers of the inputs' ranges. Give real samples." if stand_in else "")
+    if stand_in and draft.source.startswith("huggingface"):
         yield f"  # {_forms(draft)}"
     if draft.calibration:
         yield f"  calibration: {_data(draft.calibration)}"
@@ -101,18 +100,18 @@ def _accuracy(draft: Draft) -> Iterator[str]:
 def _performance(draft: Draft) -> Iterator[str]:
     yield "performance:"
     yield "  at:" + note(len("  at:"), "shapes to measure; limits: budget: {typical: {p99_ms: 5}}")
-    yield f"    typical: {_at(draft, 1)}"
+    yield f"    typical: {_at(draft)}"
     batch = next((d for d in draft.shapes if d == draft.inputs[0].shape[0]), None)
     if batch and draft.shapes[batch][2] > draft.shapes[batch][1]:
-        yield f"    bulk: {_at(draft, 1, {batch: draft.shapes[batch][2]})}"
+        yield f"    bulk: {_at(draft, {batch: draft.shapes[batch][2]})}"
     if draft.options.streams:
         yield f"  streams: [{', '.join(map(str, draft.options.streams))}]"
     if draft.options.cuda_graphs:
         yield "  serving: {cuda_graphs: true}"
 
 
-def _at(draft: Draft, index: int, over: dict[str, int] | None = None) -> str:
-    lengths = {dim: triple[index] for dim, triple in draft.shapes.items()} | (over or {})
+def _at(draft: Draft, over: dict[str, int] | None = None) -> str:
+    lengths = {dim: triple[1] for dim, triple in draft.shapes.items()} | (over or {})
     return "{" + ", ".join(f"{dim}: {length}" for dim, length in lengths.items()) + "}"
 
 
@@ -121,10 +120,6 @@ def _forms(draft: Draft) -> str:
     if any(len(spec.shape) == 4 for spec in draft.inputs):
         return "images: evaluation: {images: FOLDER, labels: folder}; the model's processor reads them"
     return "texts: evaluation: {text: FILE.jsonl, labels: label}; the tokenizer reads them, also .csv, .parquet"
-
-
-def _stands_in(draft: Draft) -> bool:
-    return draft.evaluation.stand_in or bool(draft.calibration and draft.calibration.stand_in)
 
 
 def _data(data: DataFile) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 from engineworks.commands.init.draft import Range
 from engineworks.commands.init.guesses import Candidates
 from engineworks.commands.init.values import feeds
+from engineworks.errors import RunError
 from engineworks.host.lazy import np, ort
-from engineworks.model.runtime.ort_forms import exact_options
-from engineworks.recipe.samples import SampleFile
+from engineworks.model.ort import exact_options
+from engineworks.recipe.samples import SampleFile, open_samples
 from engineworks.tensors import TensorSpec, spec_from_json
 
 SECONDS = 40.0
@@ -54,7 +55,6 @@ def try_lengths(
     sums: Mapping[str, Sequence[str]],
 ) -> Trials:
     """Find lengths of the dimensions at which the model runs. Raises `StepError` if the child crashes."""
-    from engineworks.errors import RunError
     from engineworks.host.child import run_in_child
 
     payload = {
@@ -77,7 +77,6 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
 
     Omits outputs without any. Raises `StepError` if it does not run.
     """
-    from engineworks.errors import RunError
     from engineworks.host.child import run_in_child
 
     payload = {
@@ -92,9 +91,6 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
 
 def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Run the model on samples: entry point of the child process."""
-    from engineworks.errors import RunError
-    from engineworks.recipe.samples import open_samples
-
     specs = [spec_from_json(s) for s in payload["specs"]]
     started, not_finite = time.monotonic(), dict[str, int]()
     try:

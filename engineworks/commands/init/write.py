@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engineworks.commands.init.decoder import FoundDecoder, decoder_in_folder, decoder_in_onnx, decoder_recipe, is_text
+from engineworks.commands.init.decoder import FoundDecoder, decoder_in_folder, decoder_in_onnx, decoder_lines, is_text
 from engineworks.commands.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
 from engineworks.commands.init.draft import DataFile, Draft, InitOptions, ModelFacts, Range
 from engineworks.commands.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
@@ -60,39 +60,34 @@ def write_recipe(options: InitOptions, out: Path, settings: Settings, *, force: 
         if is_text(options.evaluation):
             return _decoder(options, out, source, found, settings, files, notes)
         notes.append("the model has a KV cache: with --evaluation FILE.txt its recipe generates text")
-    draft, ranges, made = _draft(options, out, source, facts, model, notes)
+    draft, ranges = _draft(options, out, source, facts, model, notes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for data, seed in made:
-        path = out.parent / data
-        count = write_stand_in(path, draft.inputs, ranges, draft.shapes, seed)
+    if draft.evaluation.stand_in:
+        path = out.parent / draft.evaluation.file
+        count = write_stand_in(path, draft.inputs, ranges, draft.shapes)
         files.append(path)
         notes.append(f"{path}: {count} samples that stand in for data: accuracy is agreement with fp32 on them")
     out.write_text(render(draft), encoding="utf-8")
     loaded = load_recipe(out, data_roots=settings.data_roots)
-    if model and made:
+    if model and draft.evaluation.stand_in:
         _say_not_finite(model, loaded, notes)
     return Written(out, (out, *files), tuple(notes), loaded)
 
 
 def _decoder(
-    options: InitOptions,
-    out: Path,
-    source: str,
-    found: FoundDecoder,
-    settings: Settings,
-    files: list[Path],
+    options: InitOptions, out: Path, source: str, found: FoundDecoder, settings: Settings, files: list[Path],
     notes: list[str],
-) -> Written:
+) -> Written:  # fmt: skip
     """Write the recipe of a decoder language model."""
     path = Path(str(options.evaluation)).expanduser().resolve()
     columns = () if path.suffix == PLAIN else match_texts(path, _relative(path, out), None).file.columns
     name, precisions = Path(options.model).name, options.precisions or ("fp32", "int4_weights")
-    text = decoder_recipe(
+    lines = decoder_lines(
         recipe_name(options.name or Path(name).stem), f"{name}, a decoder language model", source, found,
         _relative(path, out), columns, precisions,
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Written(out, (out, *files), tuple(notes), load_recipe(out, data_roots=settings.data_roots))
 
 
@@ -163,7 +158,7 @@ def _reachable(model: Path, out: Path, settings: Settings, files: list[Path], no
 
 def _draft(
     options: InitOptions, out: Path, source: str, facts: ModelFacts, model: Path | None, notes: list[str]
-) -> tuple[Draft, Mapping[str, Range], list[tuple[str, int]]]:
+) -> tuple[Draft, Mapping[str, Range]]:
     named = name_dims(facts.inputs)
     ranges = value_ranges(named.inputs, facts.ranges)
     own = _own_data(options.evaluation, out, named, options.labels, guess=True)
@@ -181,8 +176,7 @@ def _draft(
     if not calibrating and any(p in CALIBRATED for p in precisions):
         options, precisions = _without_calibrated(options, precisions, notes)
     targets, target_note = _targets(out.parent)
-    stand_ins: list[tuple[str, int]] = []
-    evaluation = own.file if own else _stand_in(out, "evaluation", 1, stand_ins)
+    evaluation = own.file if own else DataFile(f"{out.stem}.stand-in-evaluation.npz", stand_in=True)
     calibration = replace(calibrating.file, labels=None) if calibrating else None
     _check_labels(options, own, outputs)
     first = next(iter(outputs.values()))
@@ -192,12 +186,12 @@ def _draft(
         name=recipe_name(name), description=f"{Path(options.model).name}, described by its own inputs", source=source,
         inputs=named.inputs, outputs=outputs, precisions=precisions, targets=targets, evaluation=evaluation,
         ranges={} if own else ranges, shapes=triples, calibration=calibration,
-        tried=_message(tried), why_shapes=why, metric=metric,
+        tried=f"Tried: {tried.runs} runs of ONNX Runtime" if tried.runs else "", why_shapes=why, metric=metric,
         options=options, target_note=target_note, schema=SCHEMA if (out.parent / SCHEMA).is_file() else "",
     )  # fmt: skip
     if draft.evaluation.labels and not metric:
         draft = replace(draft, evaluation=replace(draft.evaluation, labels=None))
-    return draft, ranges, stand_ins
+    return draft, ranges
 
 
 def _own_data(given: str | None, out: Path, named: NamedDims, labels: str | None, *, guess: bool) -> OwnData | None:
@@ -230,12 +224,6 @@ def _check_labels(options: InitOptions, own: OwnData | None, outputs: Mapping[st
     if len(shape) != 2:
         problem = f"output '{name}' is [{', '.join(map(str, shape))}], and classes need [batch, classes]"
         raise InputError(f"--labels {options.labels}: {problem}", hint=OTHER_LABELS)
-
-
-def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> DataFile:
-    file = f"{out.stem}.stand-in-{what}.npz"
-    made.append((file, seed))
-    return DataFile(file, stand_in=True)
 
 
 def _wanted(
@@ -284,9 +272,7 @@ def _try(model: Path | None, named: NamedDims, ranges: Mapping[str, Range], want
         return Trials()
     try:
         tried = try_lengths(model, named.inputs, ranges, wanted, named.sums)
-        if (
-            not tried.observed and not tried.error
-        ):  # the requested lengths are too large for a trial; name outputs by smaller ones
+        if not tried.observed and not tried.error:  # the requested lengths are too large: name outputs by smaller ones
             smaller = try_lengths(model, named.inputs, ranges, {d: candidates(d) for d in wanted}, named.sums)
             return replace(tried, observed=smaller.observed)
         return tried
@@ -344,12 +330,6 @@ def _without_calibrated(
     notes.append(f"{names}: left out: calibration data is needed, name real samples with --calibration")
     line = f"{names}: left out, for lack of calibration data; name real samples with --calibration"
     return replace(options, dropped=(*options.dropped, line)), tuple(p for p in precisions if p not in left_out)
-
-
-def _message(tried: Trials) -> str:
-    if not tried.runs:
-        return ""
-    return f"Tried: {tried.runs} runs of ONNX Runtime"
 
 
 def _precisions(options: InitOptions, facts: ModelFacts, calibrating: OwnData | None) -> tuple[str, ...]:

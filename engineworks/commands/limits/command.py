@@ -34,6 +34,7 @@ def limits(
         engineworks limits recipes/digits.yaml --write
     """
     from engineworks.commands.limits.measurement import measure_limits
+    from engineworks.commands.recipe_patch import print_difference
     from engineworks.report.progress_text import progress
 
     settings = read_settings()
@@ -52,24 +53,17 @@ def limits(
         terminal.echo(line)
     if not found.suggestions:
         terminal.echo("no limit changes")
-    if diff:
-        written = f"written into {found.loaded.shown}:" if write else "the recipe's change (--write applies it):"
-        terminal.echo(written)
-        terminal.echo(diff.rstrip("\n"))
+    print_difference(diff, found.loaded.shown, written=write)
 
 
 def _patch(found: Limits, recipe: Path, *, write: bool) -> str:
     """Return the change as a unified diff, '' if there is none."""
-    from engineworks.commands.recipe_patch import difference, replace_file, with_change
+    from engineworks.commands.recipe_patch import patch_recipe, with_change
 
     def change(document: Any) -> None:
         for suggestion in found.suggestions:
             given = document.setdefault("accuracy", {}).setdefault("limits", {})
             given.setdefault(suggestion.precision, {})[suggestion.limit] = suggestion.value
 
-    with recipe.open(encoding="utf-8", newline="") as file:
-        before = file.read()
-    after = with_change(before, change, found.loaded.shown, "its limits") if found.suggestions else before
-    if write and after != before:
-        replace_file(recipe, after)
-    return difference(before, after, found.loaded.shown)
+    shown = found.loaded.shown
+    return patch_recipe(recipe, lambda text: with_change(text, change, shown, "its limits"), shown, write=write)

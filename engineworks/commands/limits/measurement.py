@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engineworks.builds.progress import listener
-from engineworks.builds.step import run_step
+from engineworks.builds.step import run_needed
 from engineworks.engines.sidecar import Sidecar
 from engineworks.errors import EngineworksError, StepError, TrackingError
-from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.slices import LOST_BELOW
@@ -19,7 +18,7 @@ from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes
 from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
 from engineworks.recipe.samples import EVERY_SAMPLE
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 from engineworks.tracking.runs import open_tracking
 
@@ -66,11 +65,7 @@ def measure_limits(recipe: Path, settings: Settings, *, only: str | None = None)
 def _evidence(plan: Plan, engine: PlannedEngine, store: Store, settings: Settings) -> Evidence:
     if engine.unmeasured_because:
         raise StepError(f"its limits stay: it cannot run here: {engine.unmeasured_because}")
-    for step in plan.needed([engine.steps["compare"]]):
-        listener().started(step)
-        outcome = run_step(step, store, default_pool(), echo=listener().echo)
-        if outcome.how == "run":
-            listener().finished(step, outcome.seconds)
+    run_needed(plan, [engine.steps["compare"]], store)
     report = store.require(engine.steps["compare"]).read(Accuracy)
     slices = report.metric.slices if report.metric else ()
     digest = store.require(engine.steps["build"]).read(Sidecar).sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from engineworks.commands.completion import precisions, target_names
 from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Quiet, Verbose
+from engineworks.host.atomic_write import write_atomically
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engineworks.commands.sensitivity.measurement import Sensitivity
-    from engineworks.measure.sensitivity_report import ModelCost, SensitivityReport
+    from engineworks.measure.sensitivity_report import ModelCost, Part, SensitivityReport
 
 SHOWN = 20
 """Parts that the table shows; --json has them all."""
@@ -55,45 +57,41 @@ def sensitivity(
         engineworks sensitivity recipes/minilm.yaml --precision int8
     """
     from engineworks.commands.sensitivity.measurement import measure_sensitivity
-    from engineworks.commands.sensitivity.plot import write_plot
     from engineworks.report.progress_text import progress
 
     settings = read_settings()
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         made = measure_sensitivity(recipe, settings, precision=precision, target=target, samples=samples)
     title = f"{made.id}: {made.found.samples} samples"
-    file = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
-    plot = write_plot(made.found, title, file)
+    plot = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
+    write_plot(made.found, title, plot)
     diff, written = _patch(made, recipe, write=write)
     if as_json:
-        terminal.print_json({**made.to_json(), "plot": str(plot) if plot else None, "diff": diff, "written": written})
+        terminal.print_json({**made.to_json(), "plot": str(plot), "diff": diff, "written": written})
     else:
         _say(made, plot, diff, written=written, quiet=quiet)
     raise typer.Exit(made.exit_code)
 
 
-def _say(made: Sensitivity, plot: Path | None, diff: str, *, written: bool, quiet: bool) -> None:
+def _say(made: Sensitivity, plot: Path, diff: str, *, written: bool, quiet: bool) -> None:
+    from engineworks.commands.recipe_patch import print_difference
+
     if not quiet:
         terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
     for line in _messages(made, plot):
         terminal.echo(line)
-    if diff:
-        terminal.echo(f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):")
-        terminal.echo(diff.rstrip("\n"))
+    print_difference(diff, made.loaded.shown, written=written)
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
     """Return the change as a unified diff, '' if there is none to propose, and whether it was written."""
-    from engineworks.commands.recipe_patch import difference, replace_file, with_keep
+    from engineworks.commands.recipe_patch import patch_recipe, with_keep
 
-    if made.found.keep is None or not made.proven:
+    keep, shown = made.found.keep, made.loaded.shown
+    if keep is None or not made.proven:
         return "", False
-    with recipe.open(encoding="utf-8", newline="") as file:
-        before = file.read()
-    after = with_keep(before, made.found.keep, made.loaded.shown)
-    if write and after != before:
-        replace_file(recipe, after)
-    return difference(before, after, made.loaded.shown), write and after != before
+    diff = patch_recipe(recipe, lambda text: with_keep(text, keep, shown), shown, write=write)
+    return diff, write and bool(diff)
 
 
 def _rows(report: SensitivityReport) -> Iterator[tuple[str, ...]]:
@@ -107,7 +105,7 @@ def _rows(report: SensitivityReport) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
+def _messages(made: Sensitivity, plot: Path) -> Iterator[str]:
     from engineworks.commands.sensitivity.measurement import failures
 
     report, cost = made.found, made.found.cost
@@ -130,7 +128,7 @@ def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
         f"{cost.tried} parts tried and {cost.evaluations} lists in {cost.seconds:.1f} s: "
         f"{ratio:.1f} passes of fp32 over the samples per part"
     )
-    yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
+    yield f"plot: {plot}"
 
 
 def _values_text(values: ModelCost) -> str:
@@ -142,3 +140,36 @@ def _values_text(values: ModelCost) -> str:
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+MOST_BARS = 30
+
+_KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
+
+
+def write_plot(report: SensitivityReport, title: str, file: Path) -> None:
+    """Write the picture: SVG, or the format of the file's suffix."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    parts = report.parts[:MOST_BARS]
+    figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    kept = set(report.kept_nodes)
+    noise = [p.noise or 1e-12 for p in parts]
+    colours = [_KEPT if kept.issuperset(p.nodes) else _QUANTIZED for p in parts]
+    axes.barh(range(len(parts)), noise, color=colours, log=True)
+    axes.set_yticks(range(len(parts)), labels=[_label(p) for p in parts], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("noise / signal of the outputs with this part alone quantized (red: to keep out)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(visible=True, axis="x", alpha=0.3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=file.suffix.lstrip(".") or "svg", metadata={"Date": None})
+    write_atomically(file, drawn.getvalue())
+
+
+def _label(part: Part) -> str:
+    count = len(part.nodes)
+    return part.name if count == 1 else f"{part.name} ({count} nodes)"

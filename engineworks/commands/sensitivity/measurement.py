@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.builds.progress import listener
-from engineworks.builds.step import run_step
+from engineworks.builds.step import run_heard, run_needed
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError, did_you_mean
 from engineworks.fingerprint import digest_of
-from engineworks.host.child import default_pool
 from engineworks.host.file_digests import FileDigests
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.check import Check
@@ -30,7 +28,7 @@ from engineworks.recipe.recipe import CALIBRATED, Limits
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings
 from engineworks.store.leases import Lease
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
 
 
@@ -80,8 +78,8 @@ def measure_sensitivity(
     plan = plan_recipe(wanted, store, digests)
     lease = Lease(store.root, plan.steps)
     step = _sensitivity_step(wanted, plan, digests, samples)
-    _run(plan, step.inputs.values(), store)
-    _run_step(step, store)
+    run_needed(plan, step.inputs.values(), store)
+    run_heard(step, store)
     report = store.require(step.key).read(SensitivityReport)
     verdict = None
     if report.keep is not None:
@@ -146,7 +144,7 @@ def _evaluate_engine(plan: Plan, store: Store) -> Verdict:
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}
     if engine.unmeasured_because:
         return evaluate_gates(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
-    _run(plan, [engine.steps["compare"]], store)
+    run_needed(plan, [engine.steps["compare"]], store)
     report = store.require(engine.steps["compare"]).read(Accuracy)
     return evaluate_gates(report, None, limits.get(engine.precision, Limits()), {})
 
@@ -154,16 +152,3 @@ def _evaluate_engine(plan: Plan, store: Store) -> Verdict:
 def failures(verdict: Verdict) -> Iterable[Check]:
     """Return the checks that the engine failed or that had no result."""
     return (check for check in verdict.checks if check.verdict != "pass")
-
-
-def _run(plan: Plan, keys: Iterable[str], store: Store) -> None:
-    """Run these steps and all their inputs."""
-    for step in plan.needed(keys):
-        _run_step(step, store)
-
-
-def _run_step(step: Step, store: Store) -> None:
-    listener().started(step)
-    outcome = run_step(step, store, default_pool(), echo=listener().echo)
-    if outcome.how == "run":
-        listener().finished(step, outcome.seconds)

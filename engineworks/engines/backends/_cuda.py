@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -65,8 +65,11 @@ def memory_mib() -> tuple[float, float]:
     return free / MIB, total / MIB
 
 
-class DeviceBuffer:
-    """GPU memory that grows to the largest requested size. `generation` changes with its address."""
+class _Buffer:
+    """Memory that grows to the largest requested size. `generation` changes with its address."""
+
+    ALLOCATE: ClassVar[str]
+    FREE: ClassVar[str]
 
     def __init__(self) -> None:
         self.address, self.capacity, self.generation = 0, 0, 0
@@ -79,29 +82,26 @@ class DeviceBuffer:
         size = max(size, 1)
         if size > self.capacity:
             self.free()
-            self.address, self.capacity = int(call("cudaMalloc", size)), size
+            self.address, self.capacity = int(call(self.ALLOCATE, size)), size
             self.generation += 1
         return self.address
 
     def free(self) -> None:
         if self.address:
-            call("cudaFree", self.address)
+            call(self.FREE, self.address)
             self.address, self.capacity = 0, 0
 
 
-class PinnedBuffer:
+class DeviceBuffer(_Buffer):
+    """GPU memory."""
+
+    ALLOCATE, FREE = "cudaMalloc", "cudaFree"
+
+
+class PinnedBuffer(_Buffer):
     """Page-locked host memory: the GPU copies to and from it without the CPU."""
 
-    def __init__(self) -> None:
-        self.address, self.capacity = 0, 0
-
-    def ensure(self, size: int) -> int:
-        """Return the address of at least `size` bytes. Raises `DeviceMemoryError`."""
-        size = max(size, 1)
-        if size > self.capacity:
-            self.free()
-            self.address, self.capacity = int(call("cudaMallocHost", size)), size
-        return self.address
+    ALLOCATE, FREE = "cudaMallocHost", "cudaFreeHost"
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return the buffer as an array of this shape and dtype; valid until the buffer grows or is freed."""
@@ -109,11 +109,6 @@ class PinnedBuffer:
         raw = (ctypes.c_uint8 * max(size, 1)).from_address(self.ensure(size))
         view: Array = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
         return view
-
-    def free(self) -> None:
-        if self.address:
-            call("cudaFreeHost", self.address)
-            self.address, self.capacity = 0, 0
 
 
 class Stream:
@@ -194,17 +189,18 @@ class Graph:
 
 class DeviceMemory:
     """Satisfies `base.MemoryMeter` with the memory in use on the whole GPU. CUDA records no peak, and engines allocate
-    everything at the first run of a shape."""
+    everything at the first run of a shape. read: as `memory_mib`."""
 
-    def __init__(self) -> None:
-        memory_mib()  # creates the context, so that no engine's figure includes it
+    def __init__(self, read: Callable[[], tuple[float, float]] = memory_mib) -> None:
+        self._read = read
+        read()  # creates the context, so that no engine's figure includes it
 
     def reset(self) -> None:
         """Do nothing: CUDA records no peak."""
 
     def peak_mib(self) -> float:
-        free, total = memory_mib()
+        free, total = self._read()
         return total - free
 
     def total_mib(self) -> float:
-        return memory_mib()[1]
+        return self._read()[1]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays, np
 from engineworks.tensors import NARROWED, TensorSpec
 
 
-def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:
+def checked_feeds(specs: Sequence[TensorSpec], feeds: Arrays) -> dict[str, Array]:
     """Return the feeds as C-contiguous arrays in the engine's order.
 
     Each array must have its spec's dtype, rank and fixed lengths; dimensions of one name must have one length. Raises
@@ -28,14 +26,14 @@ def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> di
     return {name: np.asarray(feeds[name], order="C") for name in known}
 
 
-def _wrong_names(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> RunError:
+def _wrong_names(specs: Sequence[TensorSpec], feeds: Arrays) -> RunError:
     known, takes = {s.name for s in specs}, ", ".join(map(str, specs))
     if missing := sorted(known - feeds.keys()):
         return RunError(f"input '{missing[0]}' is missing; the engine takes {takes}")
     return RunError(f"the engine has no input '{min(feeds.keys() - known)}'; it takes {takes}")
 
 
-def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:
+def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Arrays) -> dict[str, Array]:
     """Convert feeds of a wider dtype (`NARROWED`, such as int64 for int32) to the dtype of the engine's input.
 
     Other feeds, and those of inputs missing in `specs`, are returned unchanged. Shapes stay the same. Raises `RunError`
@@ -65,7 +63,7 @@ SHOWN_INPUTS = 6
 """A decoder's cache has one input for each layer, and more."""
 
 
-def shapes_of(feeds: Mapping[str, Array]) -> str:
+def shapes_of(feeds: Arrays) -> str:
     """Return names and shapes for messages: 'x [2, 3], mask [2]', of the first few inputs."""
     shown = [f"{name} {list(a.shape)}" for name, a in feeds.items()]
     more = [f"and {len(shown) - SHOWN_INPUTS} more"] if len(shown) > SHOWN_INPUTS else []

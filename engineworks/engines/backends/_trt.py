@@ -22,19 +22,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.engines.backends._trt_attention import written_out
 from engineworks.engines.backends._trt_config import (
+    add_profiles,
     configure,
     keep_timing_cache,
     name_capabilities,
     shrink_workspace,
     use_timing_cache,
 )
-from engineworks.engines.backends._trt_dtypes import dtype_name
-from engineworks.engines.backends._trt_log import Logger, logger_of
-from engineworks.engines.backends._trt_messages import builder_message
-from engineworks.engines.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
-from engineworks.engines.backends._trt_profiles import add_profiles
+from engineworks.engines.backends._trt_log import Logger, builder_message, logger_of
+from engineworks.engines.backends._trt_parse import (
+    Interface,
+    interface_of,
+    network_names,
+    parse,
+    read_interface,
+    written_out,
+)
+from engineworks.engines.backends._trt_tensors import named_spec
 from engineworks.engines.backends._trt_tf32 import environment, switched
 from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
@@ -42,7 +47,7 @@ from engineworks.engines.capabilities import PORTABLE_ONLY, why_not
 from engineworks.errors import BuildError, RunError, TargetError, UnsupportedError
 from engineworks.host.gpu import first_gpu
 from engineworks.host.lazy import onnx
-from engineworks.host.packages import installed_version
+from engineworks.host.packages import installed_versions
 from engineworks.tensors import TensorSpec
 
 
@@ -60,8 +65,8 @@ class Vendor:
 
     def versions(self) -> Mapping[str, str]:
         """Return the installed distribution and its version; empty where there is none."""
-        versions = ((name, installed_version(name)) for name in self.distributions)
-        return dict([(name, version) for name, version in versions if version is not None][:1])
+        versions = installed_versions(self.distributions)
+        return dict([(name, version) for name, version in versions.items() if version is not None][:1])
 
     def load(self) -> Any:
         """Import the vendor's module. Raises `TargetError` where that fails."""
@@ -146,7 +151,7 @@ def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
             raise _failure(job, logger, less_mib)
         if timings is not None and request.cache:
             keep_timing_cache(timings, request.cache)
-        inputs, outputs = _specs(trt, network, model)
+        inputs, outputs = _specs(network, model)
     os.replace(partial, request.out / ENGINE_FILE)
     details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
     if less_mib is not None:
@@ -243,23 +248,16 @@ def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
     return kind(f"{built_none}: {explained.text}", hint=known or explained.hint, log=logger.text())
 
 
-def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def _specs(network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return inputs and outputs with the engine's dtypes and the model's names."""
     named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
+    inputs = [(name, network.get_input(i)) for i, name in enumerate(network_names(network))]
+    outputs = [(tensor.name, tensor) for tensor in map(network.get_output, range(network.num_outputs))]
 
-    def spec(tensor: Any, name: str) -> TensorSpec:
-        given = named.get(name)
-        names = given.shape if given is not None and len(given.shape) == len(tensor.shape) else ()
-        shape = [
-            length if length >= 0 else (names[axis] if names else f"{name}_{axis}")
-            for axis, length in enumerate(tensor.shape)
-        ]
-        return TensorSpec(name, dtype_name(tensor.dtype.name), tuple(shape))
+    def specs(tensors: Sequence[tuple[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(named_spec(name, tensor.dtype.name, tensor.shape, named) for name, tensor in tensors)
 
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    names = network_names(network)
-    inputs = tuple(spec(network.get_input(i), name) for i, name in enumerate(names))
-    return inputs, tuple(spec(tensor, tensor.name) for tensor in outputs)
+    return specs(inputs), specs(outputs)
 
 
 def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:

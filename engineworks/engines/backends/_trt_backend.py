@@ -9,38 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends import _trt
 from engineworks.engines.backends._trt_host import why_not_run_here
-from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
-from engineworks.host.gpu import first_gpu
-from engineworks.host.nvml import GpuWatch
+from engineworks.engines.backends.base import PLAIN, BuildReport, BuildRequest, Serving
+from engineworks.engines.capabilities import why_not_target
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
+    from engineworks.engines.backends.base import TimedLayer
     from engineworks.engines.decoder.parts import Part
     from engineworks.engines.decoder.trt import TrtDecoder
-    from engineworks.engines.layer_times import TimedLayer
     from engineworks.model.decoder.interface import DecoderInterface
 
 
 @dataclass(frozen=True)
 class TrtBackend:
-    """`Builder` and `Runner` (see `base`) for one vendor module, and a backend's `versions` and `hardware`."""
+    """`Builder` and `Runner` (see `base`) for one vendor module."""
 
     vendor: _trt.Vendor
-
-    def versions(self) -> Mapping[str, str]:
-        """Return the installed distribution and its version; empty where there is none."""
-        return self.vendor.versions()
-
-    def hardware(self) -> Mapping[str, str]:
-        """Return the GPU, its driver and CUDA; empty on a host without a GPU."""
-        gpu = first_gpu()
-        return gpu.to_json() if gpu else {}
 
     def build(self, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
         """Write one engine for `request.compute_capabilities`. Raises `BuildError`, `TargetError`."""
         return _trt.build(self.vendor, request, log)
+
+    def why_not_build(self, compute_capabilities: Sequence[str]) -> str | None:
+        """Return why this host cannot build: the vendor's library is missing, or cannot for these GPUs."""
+        installed = next(iter(self.vendor.versions().values()), None)
+        if installed is None:
+            return f"{self.vendor.title} is not installed; pip install {self.vendor.distributions[0]}"
+        return why_not_target(self.vendor.name, installed, compute_capabilities)
 
     def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
         """Return why this host's GPU cannot run engines of such a target, None if it can."""
@@ -51,7 +48,7 @@ class TrtBackend:
         engine: Path,
         options: Mapping[str, object],
         *,
-        serving: Serving = Serving(),  # noqa: B008 - frozen
+        serving: Serving = PLAIN,
         cache: Path | None = None,
         known: Sequence[TensorSpec] = (),
     ) -> TrtSession:
@@ -62,7 +59,7 @@ class TrtBackend:
 
     def open_parts(
         self, folder: Path, parts: Sequence[Part], interface: DecoderInterface, streams: int, *,
-        serving: Serving = Serving(), cache: Path | None = None,  # noqa: B008 - frozen
+        serving: Serving = PLAIN, cache: Path | None = None,
     ) -> TrtDecoder:  # fmt: skip
         """Load a decoder's parts for the first visible GPU. Raises `RunError`."""
         from engineworks.engines.decoder.trt import TrtDecoder
@@ -73,7 +70,7 @@ class TrtBackend:
         self, engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int,
         known: Sequence[TensorSpec], cache: Path | None = None,
     ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
-        """Time every layer as `engines.layer_times` asks, with the kernels that are made for a shape. Raises
+        """Time every layer as `base.LayerTimer` asks, with the kernels that are made for a shape. Raises
         `RunError`."""
         session = self.load(engine, options, serving=Serving(kernels="eager"), cache=cache, known=known)
         try:
@@ -86,6 +83,3 @@ class TrtBackend:
         from engineworks.engines.backends import _cuda
 
         return _cuda.DeviceMemory()
-
-    def device_watch(self) -> GpuWatch:
-        return GpuWatch()

@@ -10,32 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from engineworks.engines.backends.base import Serving
 from engineworks.host.atomic_write import write_atomically
 
 RUNTIME_CACHE_FILE = "runtime.cache"
-
-
-class Dialect(Protocol):
-    """Creates execution contexts and describes them."""
-
-    captures: bool
-    """Whether Engineworks captures CUDA graphs; otherwise a context for graphs replays by itself."""
-
-    def context(self, *, graphs: bool, trial: bool) -> Any:
-        """Return a new execution context; None if memory is missing (the vendor's log has the reason). trial: a context
-        to test whether a run can be captured, dropped afterwards."""
-        ...
-
-    def notes(self) -> tuple[str, ...]: ...
-
-    def facts(self) -> Mapping[str, object]: ...
-
-    def save(self) -> None:
-        """Save data that makes the next load faster."""
-        ...
 
 
 def scratch_bytes(engine: Any) -> int:
@@ -44,13 +24,41 @@ def scratch_bytes(engine: Any) -> int:
     return int(getattr(engine, "device_memory_size_v2", older))
 
 
-class RtxDialect:
-    """Satisfies `Dialect`. One runtime cache serves all contexts of the session."""
+class Dialect:
+    """Creates execution contexts and describes them: TensorRT 10 and 11."""
+
+    captures = True
+    """Whether Engineworks captures CUDA graphs; otherwise a context for graphs replays by itself."""
+
+    def __init__(self, engine: Any, serving: Serving) -> None:
+        self._engine, self._serving = engine, serving
+
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        """Return a new execution context; None if memory is missing (the vendor's log has the reason). trial: a context
+        to test whether a run can be captured, dropped afterwards."""
+        del graphs, trial
+        return self._engine.create_execution_context()
+
+    def notes(self) -> tuple[str, ...]:
+        if self._serving.kernels == "lazy":
+            return ()
+        return (f"kernels: {self._serving.kernels} is TensorRT-RTX's; TensorRT's were all compiled at build time",)
+
+    def facts(self) -> Mapping[str, object]:
+        return {"kernels": "built in"}
+
+    def save(self) -> None:
+        """Save data that makes the next load faster: nothing, as TensorRT has no runtime cache."""
+
+
+class RtxDialect(Dialect):
+    """TensorRT-RTX. One runtime cache serves all contexts of the session."""
 
     captures = False
 
     def __init__(self, trt: Any, engine: Any, serving: Serving, cache: Path | None) -> None:
-        self._trt, self._engine, self._serving = trt, engine, serving
+        super().__init__(engine, serving)
+        self._trt = trt
         self._file = cache / RUNTIME_CACHE_FILE if cache else None
         self._config = engine.create_runtime_config()
         self._cache, self._use, self._before = None, "none", b""
@@ -93,28 +101,5 @@ class RtxDialect:
         return "reused" if self._cache.deserialize(self._before) else "refused"
 
 
-class PlainDialect:
-    """Satisfies `Dialect` for TensorRT 10 and 11."""
-
-    captures = True
-
-    def __init__(self, engine: Any, serving: Serving) -> None:
-        self._engine, self._serving = engine, serving
-
-    def context(self, *, graphs: bool, trial: bool) -> Any:
-        return self._engine.create_execution_context()
-
-    def notes(self) -> tuple[str, ...]:
-        if self._serving.kernels == "lazy":
-            return ()
-        return (f"kernels: {self._serving.kernels} is TensorRT-RTX's; TensorRT's were all compiled at build time",)
-
-    def facts(self) -> Mapping[str, object]:
-        return {"kernels": "built in"}
-
-    def save(self) -> None:
-        """Do nothing: TensorRT has no runtime cache."""
-
-
 def dialect_of(trt: Any, engine: Any, serving: Serving, cache: Path | None, *, rtx: bool) -> Dialect:
-    return RtxDialect(trt, engine, serving, cache) if rtx else PlainDialect(engine, serving)
+    return RtxDialect(trt, engine, serving, cache) if rtx else Dialect(engine, serving)

@@ -39,7 +39,7 @@ def why_not_run_here(vendor: Vendor, compute_capabilities: Sequence[str]) -> str
     return (
         _why_not_driver(vendor, gpu)
         or _why_not_served(gpu, compute_capabilities)
-        or _why_not_version(vendor, installed, gpu)
+        or why_not_target(vendor.name, installed, (gpu.compute_capability,))  # a portable target has more GPUs
         or _why_not_bindings(gpu)
     )
 
@@ -79,10 +79,7 @@ def _why_not_driver(vendor: Vendor, gpu: Gpu) -> str | None:
     needs = cuda_major(vendor)
     if needs is None or _driver_runs(gpu, needs):
         return None
-    return (
-        f"{vendor.title} here needs CUDA {needs}, and the driver {gpu.driver} is too old for it: install driver "
-        f"{DRIVERS[needs]} or newer"
-    )
+    return _too_old(f"{vendor.title} here", needs, gpu)
 
 
 def _why_not_served(gpu: Gpu, compute_capabilities: Sequence[str]) -> str | None:
@@ -94,11 +91,6 @@ def _why_not_served(gpu: Gpu, compute_capabilities: Sequence[str]) -> str | None
     )
 
 
-def _why_not_version(vendor: Vendor, installed: str, gpu: Gpu) -> str | None:
-    """Check this GPU alone: for a portable target, this version may build for some GPUs only."""
-    return why_not_target(vendor.name, installed, (gpu.compute_capability,))
-
-
 def _why_not_bindings(gpu: Gpu) -> str | None:
     installed = installed_version(BINDINGS)
     if installed is None:
@@ -108,10 +100,12 @@ def _why_not_bindings(gpu: Gpu) -> str | None:
     needs = _numbers(installed)[0]
     if needs not in DRIVERS or _driver_runs(gpu, needs):
         return None
-    return (
-        f"{BINDINGS} {installed} needs CUDA {needs}, and the driver {gpu.driver} is too old for it: install driver "
-        f"{DRIVERS[needs]} or newer"
-    )
+    return _too_old(f"{BINDINGS} {installed}", needs, gpu)
+
+
+def _too_old(what: str, needs: int, gpu: Gpu) -> str:
+    driver = f"the driver {gpu.driver} is too old for it: install driver {DRIVERS[needs]} or newer"
+    return f"{what} needs CUDA {needs}, and {driver}"
 
 
 def cuda_major(vendor: Vendor) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from engineworks.engines.backends._trt_dialect import Dialect
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import EngineTensor, choose_profile
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.tensors import Profile
 
 
@@ -42,12 +42,12 @@ class Lane:
         self._results: dict[str, Array] = {}
         self._placed: dict[str, tuple[int, ...]] | None = None
         self._label = ""
-        self._context = self._new_context(trial=not self._tried)
+        self.context = self._new_context(trial=not self._tried)
         self.stream = Stream()
         self._device = {t.name: DeviceBuffer() for t in tensors}
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
 
-    def place(self, arrays: Mapping[str, Array]) -> None:
+    def place(self, arrays: Arrays) -> None:
         """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory.
 
         arrays: one checked array per input, with the engine's dtype. Equal shapes in a row are set once: a request of
@@ -62,7 +62,7 @@ class Lane:
         for name, memory in self._given.items():
             memory[...] = arrays[name]
 
-    def _place(self, arrays: Mapping[str, Array]) -> None:
+    def _place(self, arrays: Arrays) -> None:
         self._placed, self._label = None, shapes_of(arrays)
         self._results.clear()
         self._switch_profile(choose_profile(self._profiles, arrays, self._profile))
@@ -70,9 +70,9 @@ class Lane:
             array = arrays[tensor.name]
             self._given[tensor.name] = self._pinned[tensor.name].view(array.shape, array.dtype)
             self._given[tensor.name][...] = array
-            self._check(self._context.set_input_shape(tensor.name, tuple(array.shape)), "took no shape")
+            self._check(self.context.set_input_shape(tensor.name, tuple(array.shape)), "took no shape")
             self._bind(tensor, array.nbytes)
-        missing = self._context.infer_shapes()
+        missing = self.context.infer_shapes()
         if missing:
             raise self.failure(f"wants to know more of {', '.join(missing)}")
         for tensor in self._outputs:
@@ -85,6 +85,14 @@ class Lane:
             if not tensor.on_host:
                 name = tensor.name
                 self.stream.copy_in(self._device[name].address, self._pinned[name].address, self._given[name].nbytes)
+
+    def run(self, arrays: Arrays) -> None:
+        """Do one run with its copies, and wait for it. arrays: as in `place`."""
+        self.place(arrays)
+        self.copy_in()
+        self.launch()
+        self.copy_out()
+        self.wait()
 
     def launch(self) -> None:
         """Enqueue one run."""
@@ -107,19 +115,10 @@ class Lane:
         except RunError as error:
             raise RunError(f"the engine failed at {self._label}: {error.message}", hint=error.hint) from None
 
-    @property
-    def context(self) -> Any:
-        """The vendor's execution context."""
-        return self._context
-
-    def plain_run(self) -> Callable[[], None]:
-        """Return a function that does one run without a CUDA graph of ours, and waits for it."""
-
-        def run() -> None:
-            self._execute()
-            self.wait()
-
-        return run
+    def plain_run(self) -> None:
+        """Do one run without a CUDA graph of ours, and wait for it."""
+        self._execute()
+        self.wait()
 
     def timed_run(self, *, copies: bool) -> Callable[[], tuple[float, float]]:
         """Return a function that does one run and returns its ms by the host's clock and by the GPU's.
@@ -158,7 +157,7 @@ class Lane:
         """Return one call that enqueues one run; its result is false on failure."""
         if self._graph is not None:
             return self._graph[1].launcher(self.stream)
-        return partial(self._context.execute_async_v3, self.stream.handle)
+        return partial(self.context.execute_async_v3, self.stream.handle)
 
     def fetch(self) -> dict[str, Array]:
         """Return copies of the last run's outputs, with the engine's shapes and dtypes; int4 is a row of packed bytes
@@ -170,7 +169,7 @@ class Lane:
         known = self._results.get(tensor.name)
         if known is None:
             allocator = self._allocators.get(tensor.name)
-            shape = allocator.shape if allocator is not None else tuple(self._context.get_tensor_shape(tensor.name))
+            shape = allocator.shape if allocator is not None else tuple(self.context.get_tensor_shape(tensor.name))
             known = self._pinned[tensor.name].view(tensor.array_shape(shape), tensor.dtype)
             if allocator is None:
                 self._results[tensor.name] = known
@@ -178,7 +177,7 @@ class Lane:
 
     def close(self) -> None:
         self._drop_graph()
-        self._context = None
+        self.context = None
         for buffer in (*self._device.values(), *self._pinned.values(), *(a.buffer for a in self._allocators.values())):
             buffer.free()
         self.stream.close()
@@ -197,24 +196,24 @@ class Lane:
 
     def _switch_profile(self, index: int) -> None:
         if index != self._profile:
-            self._check(self._context.set_optimization_profile_async(index, self.stream.handle), "changed no profile")
+            self._check(self.context.set_optimization_profile_async(index, self.stream.handle), "changed no profile")
             self.stream.wait()
             self._profile = index
 
     def _bind(self, tensor: EngineTensor, size: int) -> None:
         place = self._pinned[tensor.name] if tensor.on_host else self._device[tensor.name]
-        self._check(self._context.set_tensor_address(tensor.name, place.ensure(size)), "took no address")
+        self._check(self.context.set_tensor_address(tensor.name, place.ensure(size)), "took no address")
 
     def _place_output(self, tensor: EngineTensor) -> None:
         """Allocate an output. Where its shape depends on the data, the engine calls the allocator once it knows the
         shape."""
-        shape = tuple(self._context.get_tensor_shape(tensor.name))
+        shape = tuple(self.context.get_tensor_shape(tensor.name))
         if min(shape, default=0) >= 0:
             self._bind(tensor, tensor.size(shape))
         elif tensor.name not in self._allocators:
             self._allocators[tensor.name] = _new_allocator(self._trt)
             self._check(
-                self._context.set_output_allocator(tensor.name, self._allocators[tensor.name]), "took no allocator"
+                self.context.set_output_allocator(tensor.name, self._allocators[tensor.name]), "took no allocator"
             )
 
     def _address(self, tensor: EngineTensor) -> int:
@@ -223,7 +222,7 @@ class Lane:
         return buffer.address
 
     def _execute(self) -> None:
-        if not self._context.execute_async_v3(self.stream.handle):
+        if not self.context.execute_async_v3(self.stream.handle):
             for allocator in self._allocators.values():
                 if allocator.error is not None:
                     raise allocator.error
@@ -235,7 +234,7 @@ class Lane:
             raise self.failure("made no execution context")
         return context
 
-    def _prepare_graph(self, arrays: Mapping[str, Array]) -> None:
+    def _prepare_graph(self, arrays: Arrays) -> None:
         """Let CUDA graphs replay this shape's run, if requested and possible; note once where it is not.
 
         A trial capture tests whether it is possible. TensorRT-RTX also replays engines whose shapes depend on the data,
@@ -262,8 +261,8 @@ class Lane:
         for allocator in self._allocators.values():
             allocator.buffer.free()
         self._allocators.clear()
-        self._context = None  # frees its memory first
-        self._context, self._profile = self._new_context(graphs=graphs), 0
+        self.context = None  # frees its memory first
+        self.context, self._profile = self._new_context(graphs=graphs), 0
 
     def _capture(self) -> str | None:
         """Return why the run cannot be captured, None if it can. A run before it triggers the vendor's setup per

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engineworks.engines.layer_times import TimedLayer
+from engineworks.engines.backends.base import TimedLayer
 from engineworks.errors import RunError
 
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")

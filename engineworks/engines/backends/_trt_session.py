@@ -14,10 +14,9 @@ from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import engine_profiles, engine_tensors, given_names
-from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.layer_times import TimedLayer
+from engineworks.engines.backends.base import RunTimes, TimedLayer
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.tensors import NARROWED, TensorSpec
 
 
@@ -41,24 +40,16 @@ class TrtSession:
         self._engine: Any = engine
         self._tensors = engine_tensors(trt, engine, known)
         self._profiles = engine_profiles(engine, self._tensors)
-        self._outputs = tuple(t.spec for t in self._tensors if not t.is_input)
+        self.outputs = tuple(t.spec for t in self._tensors if not t.is_input)
         specs = {t.name: t.spec for t in self._tensors if t.is_input}
-        self._names = given_names(specs, [spec.name for spec in self._outputs])
-        self._inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
+        self._names = given_names(specs, [spec.name for spec in self.outputs])
+        self.inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
         declared = {spec.name: spec.dtype for spec in known}
-        self._wider = [spec for spec in self._inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
+        self._wider = [spec for spec in self.inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
         self._converted: dict[str, None] = {}
         self._lane: Lane | None = self._new_lane()
         self._free = weakref.finalize(self, self._lane.close)  # CUDA's memory has no owner but its lane
         self._free.atexit = False  # CUDA may be gone by then, and the process takes all with it
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,46 +61,37 @@ class TrtSession:
         scratch = scratch_bytes(self._engine) if self._engine is not None else 0
         return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once. feeds: one array per input, in the engine's or the model's wider dtype. Returns all outputs by
         name, in the engine's dtypes. Raises `RunError`."""
         with self._at_work() as lane:
-            lane.place(self._arrays(feeds))
-            lane.copy_in()
-            lane.launch()
-            lane.copy_out()
-            lane.wait()
+            lane.run(self._arrays(feeds))
             return lane.fetch()
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms after one untimed run. host: from the call to the end of the wait; device: by CUDA
         events. Copies use page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
-            lane.place(self._arrays(feeds))
-            lane.copy_in()
-            lane.launch()
-            lane.copy_out()
-            lane.wait()
+            lane.run(self._arrays(feeds))
             run = lane.timed_run(copies=copies)
             for i in range(runs):
                 host[i], device[i] = run()
         return RunTimes(tuple(host), tuple(device))
 
-    def layer_times(self, feeds: Mapping[str, Array], runs: int) -> tuple[str, list[TimedLayer]]:
+    def layer_times(self, feeds: Arrays, runs: int) -> tuple[str, list[TimedLayer]]:
         """Time every layer, without CUDA graphs: by the runtime's profiler, else by its kernels. Raises `RunError`."""
         from engineworks.engines.backends import _trt_layers
 
         with self._at_work() as lane:
             lane.place(self._arrays(feeds))
             lane.copy_in()
-            launch = lane.plain_run()
-            spent = _trt_layers.time_by_profiler(self._trt, lane.context, launch, runs)
+            spent = _trt_layers.time_by_profiler(self._trt, lane.context, lane.plain_run, runs)
             if spent:
                 return "the runtime's profiler", _trt_layers.layers_of(self._trt, self._engine, spent)
-            return "kernels traced by CUPTI", _trt_layers.time_by_kernels(launch, runs)
+            return "kernels traced by CUPTI", _trt_layers.time_by_kernels(lane.plain_run, runs)
 
-    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+    def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
         """Return runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread.
         Inputs and outputs stay on the GPU. Raises `RunError`."""
         arrays = self._arrays(feeds)
@@ -139,7 +121,7 @@ class TrtSession:
             self._free()
             self._lane = self._engine = self._runtime = None
 
-    def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _arrays(self, feeds: Arrays) -> dict[str, Array]:
         """Return the checked feeds in the engine's dtypes, by the engine's names of its inputs."""
         own = narrowed_feeds(self._wider, feeds)
         self._converted |= {
@@ -148,7 +130,7 @@ class TrtSession:
             for name, given in feeds.items()
             if own[name] is not given
         }
-        return {self._names[name]: array for name, array in checked_feeds(self._inputs, own).items()}
+        return {self._names[name]: array for name, array in checked_feeds(self.inputs, own).items()}
 
     def _new_lane(self) -> Lane:
         return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)

@@ -1,4 +1,5 @@
-"""The tensors of an engine: dtypes, shapes, location, and the shapes that each profile takes."""
+"""The tensors of an engine: dtypes by the vendor's names and ours, shapes, location, and the shapes that each profile
+takes."""
 
 from __future__ import annotations
 
@@ -7,10 +8,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
-from engineworks.host.lazy import Array, np
+from engineworks.host.lazy import Arrays, np
 from engineworks.tensors import InputRange, Profile, TensorSpec
+
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3fn",
+    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""The vendor's DataType by name → this project's dtype."""
+
+
+def dtype_name(vendor_name: str) -> str:
+    """Return this project's dtype for a name of the vendor's DataType."""
+    return DTYPES.get(vendor_name, vendor_name.lower())
 
 
 @dataclass(frozen=True)
@@ -59,18 +70,23 @@ def engine_tensors(trt: Any, engine: Any, known: Sequence[TensorSpec]) -> tuple[
 
 
 def _tensor(trt: Any, engine: Any, name: str, named: Mapping[str, TensorSpec]) -> EngineTensor:
-    lengths = tuple(engine.get_tensor_shape(name))
-    given = named.get(name)
-    names = given.shape if given is not None and len(given.shape) == len(lengths) else ()
-    shape = tuple(
-        length if length >= 0 else (names[axis] if names else f"{name}_{axis}") for axis, length in enumerate(lengths)
-    )
-    dtype = dtype_name(engine.get_tensor_dtype(name).name)
+    dtype, lengths = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
     return EngineTensor(
-        TensorSpec(name, dtype, shape),
+        named_spec(name, dtype, lengths, named),
         is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
         on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
     )
+
+
+def named_spec(name: str, dtype: str, lengths: Sequence[int], named: Mapping[str, TensorSpec]) -> TensorSpec:
+    """Return a vendor's tensor with its known dimension names. dtype: the vendor's name. lengths: -1 for a dynamic
+    one."""
+    given = named.get(name)
+    names = given.shape if given is not None and len(given.shape) == len(lengths) else ()
+    shape = (
+        length if length >= 0 else (names[axis] if names else f"{name}_{axis}") for axis, length in enumerate(lengths)
+    )
+    return TensorSpec(name, dtype_name(dtype), tuple(shape))
 
 
 def given_names(inputs: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
@@ -97,7 +113,7 @@ def engine_profiles(engine: Any, tensors: Sequence[EngineTensor]) -> tuple[Profi
     )
 
 
-def choose_profile(profiles: Sequence[Profile], feeds: Mapping[str, Array], current: int) -> int:
+def choose_profile(profiles: Sequence[Profile], feeds: Arrays, current: int) -> int:
     """Return the index of a profile that takes these shapes, preferably the current one. Raises `RunError` that lists
     what each profile takes."""
     shapes = {name: array.shape for name, array in feeds.items()}

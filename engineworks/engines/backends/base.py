@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from engineworks.errors import TargetError, did_you_mean
 from engineworks.host.lazy import Array, Arrays
@@ -112,6 +112,10 @@ class Serving(Record):
     kernels: Literal["lazy", "eager", "none"] = "lazy"
 
 
+PLAIN = Serving()
+"""How an engine is run where nothing is asked for."""
+
+
 @dataclass(frozen=True)
 class RunTimes:
     """Time of each run in ms, in order. host: from the call until the outputs are ready, by the host's clock.
@@ -121,6 +125,32 @@ class RunTimes:
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...] = ()
     on_host: bool = False
+
+
+@dataclass(frozen=True)
+class TimedLayer:
+    """One layer as the runtime sees it. ms: mean of a run. inputs, outputs: tensors, where they are known. names: of
+    ONNX nodes, where the runtime names them. kernel: '' where it is unknown."""
+
+    name: str
+    kind: str
+    ms: float
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    kernel: str = ""
+
+
+class LayerTimer(Protocol):
+    """A backend's function `layer_times`, if it can time them: by a profile, a profiler, or the GPU's own trace."""
+
+    def __call__(
+        self, engine: Path, options: Mapping[str, object], feeds: Arrays, runs: int, known: Sequence[Any],
+        cache: Path | None = None,
+    ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
+        """Return what timed the layers, and each layer. cache: of kernels that were compiled for this device. Raises
+        `RunError` where nothing can."""
+        ...
 
 
 class Session(Protocol):
@@ -217,7 +247,7 @@ class Runner(Protocol):
         engine: Path,
         options: Mapping[str, object],
         *,
-        serving: Serving = Serving(),
+        serving: Serving = PLAIN,
         cache: Path | None = None,
         known: Sequence[TensorSpec] = (),
     ) -> Session:
@@ -246,7 +276,7 @@ class PartsRunner(Protocol):
         interface: DecoderInterface,
         streams: int,
         *,
-        serving: Serving = Serving(),
+        serving: Serving = PLAIN,
         cache: Path | None = None,
     ) -> DecoderSession:
         """Load the parts' files (digests already verified) for so many streams. Raises `RunError`."""

@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it at level EXTENDED, saved as ONNX. EXTENDED is the last level whose
 result does not depend on the processor. LAYOUT and ALL rewrite convolutions to the NCHWc layout of the local vector
 width, and ONNX Runtime warns against moving such a file; a test looks for those nodes. Loading runs the other
-optimizations for the present processor. `ort_forms` handles crashes.
+optimizations for the present processor. `model.ort` handles crashes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineworks.engines.backends._ort_trial import run_once_per_profile
+from engineworks.engines.backends._ort_session import OrtSession, profile_nodes, run_once_per_profile, specs
 from engineworks.engines.backends.base import (
     ENGINE_FILE,
+    PLAIN,
     BuildMemory,
     BuildReport,
     BuildRequest,
     Option,
     Serving,
+    TimedLayer,
     Traits,
     TritonBackend,
     check_options,
@@ -31,10 +33,9 @@ from engineworks.errors import BuildError, RunError
 from engineworks.host import cpu, cpu_watch
 from engineworks.host.lazy import ort
 from engineworks.host.memory import ResidentMemory
-from engineworks.host.packages import installed_version
-from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
-from engineworks.model.runtime.ort_errors import ort_errors, what_failed
-from engineworks.model.runtime.ort_forms import (
+from engineworks.host.packages import installed_versions
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, load_model, model_files
+from engineworks.model.ort import (
     FORMS,
     LEVELS,
     NO_EXACT_KERNEL,
@@ -44,13 +45,12 @@ from engineworks.model.runtime.ort_forms import (
     exact_options,
     form_of,
     lacks_exact_kernel,
+    ort_errors,
+    rounds_activations,
     sign,
+    what_failed,
 )
 from engineworks.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from engineworks.engines.backends._ort_session import OrtSession
-    from engineworks.engines.layer_times import TimedLayer
 
 TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -96,13 +96,7 @@ SMALLEST_EXTERNAL_BYTES = 1024
 
 def versions() -> Mapping[str, str]:
     """Return the installed distribution and its version; empty where there is none."""
-    known = ((name, installed_version(name)) for name in DISTRIBUTIONS)
-    return {name: version for name, version in known if version is not None}
-
-
-def hardware() -> Mapping[str, str]:
-    """Return name, usable cores and instruction sets of this processor."""
-    return cpu.describe()
+    return {name: version for name, version in installed_versions(DISTRIBUTIONS).items() if version is not None}
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
@@ -113,9 +107,7 @@ def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
     return why_not_target("onnxruntime", installed, compute_capabilities)
 
 
-def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
-    """Return why this host cannot run engines of the target, as `why_not_build`."""
-    return why_not_build(compute_capabilities)
+why_not_run, hardware, memory_meter, device_watch = why_not_build, cpu.describe, ResidentMemory, cpu_watch.LoadWatch
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
@@ -172,8 +164,6 @@ def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
 
 
 def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> BuildReport:
-    from engineworks.engines.backends._ort_session import specs
-
     engine, weights = request.out / ENGINE_FILE, request.out / WEIGHTS_FILE
     details: dict[str, object] = {"optimization_level": form.saved, "engine_bytes": engine.stat().st_size}
     if weights.exists():
@@ -199,11 +189,11 @@ def load(
     engine: Path,
     options: Mapping[str, object],
     *,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
+    serving: Serving = PLAIN,
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. `ort_forms` limits the optimization level where the build found a
+    """Load an engine, or any ONNX model, for the CPU. `model.ort` limits the optimization level where the build found a
     limit. `cache` and `known` are not used.
 
     Raises `RunError`, and `TargetError` for an unknown option.
@@ -224,8 +214,6 @@ def load_with_int8_activations(model: Path) -> OrtSession:
 def _session(
     model: Path, asked: Any, level: str, notes: Sequence[str] = (), *, graph: bytes | None = None
 ) -> OrtSession:  # fmt: skip
-    from engineworks.engines.backends._ort_session import OrtSession
-
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     try:
         session = ort.InferenceSession(graph or str(model), asked, providers=["CPUExecutionProvider"])
@@ -238,9 +226,7 @@ def layer_times(
     engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec],
     cache: Path | None = None,
 ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
-    """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
-    from engineworks.engines.backends._ort_layers import profile_nodes
-
+    """Time every node as `base.LayerTimer` asks, at the level at which the engine is loaded. Raises `RunError`."""
     asked = session_options(options)
     asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form_of(engine).loaded])
     return f"{TITLE}'s profile", profile_nodes(engine, asked, feeds, runs)
@@ -253,21 +239,13 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
     `end_profile`. Raises `RunError`.
     """
     options = session_options({"spinning": False})  # other steps run at the same time
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits prepacked weights
+    if profile is not None or not rounds_activations(load_model(model, weights=False)):
+        options.add_session_config_entry("session.disable_prepacking", "1")  # copies, which a profile omits
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
     return _session(model, options, "ORT_DISABLE_ALL", graph=graph)
-
-
-def memory_meter() -> ResidentMemory:
-    """Return a meter of this process's resident memory."""
-    return ResidentMemory()
-
-
-def device_watch() -> cpu_watch.LoadWatch:
-    return cpu_watch.LoadWatch()
 
 
 def session_options(options: Mapping[str, object], *, int8_activations: bool = False) -> Any:

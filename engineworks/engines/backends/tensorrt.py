@@ -8,8 +8,9 @@ from engineworks.engines.backends import _trt
 from engineworks.engines.backends._trt_backend import TrtBackend
 from engineworks.engines.backends._trt_config import SHARED, SMOKE, TENSORRT_ONLY
 from engineworks.engines.backends.base import BuildMemory, Option, Traits, TritonBackend
-from engineworks.engines.capabilities import CAPABILITIES, why_not_target
-from engineworks.host.gpu import first_gpu
+from engineworks.engines.capabilities import CAPABILITIES
+from engineworks.host import gpu
+from engineworks.host.nvml import GpuWatch
 
 TITLE = CAPABILITIES["tensorrt"].title
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
@@ -31,27 +32,22 @@ first logger of a process, and the builds' logger is slow: runs need a process o
 VENDOR = _trt.Vendor("tensorrt", TITLE, "tensorrt", DISTRIBUTIONS, OPTIONS, rtx=False)
 
 _BACKEND = TrtBackend(VENDOR)
-versions, hardware, build = _BACKEND.versions, _BACKEND.hardware, _BACKEND.build
-why_not_run, load = _BACKEND.why_not_run, _BACKEND.load
-memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
-layer_times, open_parts = _BACKEND.layer_times, _BACKEND.open_parts
+versions, hardware, device_watch = VENDOR.versions, gpu.describe, GpuWatch
+build, why_not_run, load = _BACKEND.build, _BACKEND.why_not_run, _BACKEND.load
+memory_meter, layer_times, open_parts = _BACKEND.memory_meter, _BACKEND.layer_times, _BACKEND.open_parts
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
     """Return why this host cannot build: TensorRT is missing, or the GPU is not the target's."""
-    installed = next(iter(versions().values()), None)
-    if installed is None:
-        return "TensorRT is not installed; pip install tensorrt"
-    wrong = why_not_target("tensorrt", installed, compute_capabilities)
+    wrong = _BACKEND.why_not_build(compute_capabilities)
     if wrong is not None:
         return wrong
-    gpu = first_gpu()
-    wanted = compute_capabilities[0]
-    if gpu is None:
+    here, wanted = gpu.first_gpu(), compute_capabilities[0]
+    if here is None:
         return f"TensorRT builds only on a GPU of compute capability {wanted}, and there is none here"
-    if gpu.compute_capability != wanted:
+    if here.compute_capability != wanted:
         return (
-            f"TensorRT builds only for the GPU that it runs on: the {gpu.name} here has compute capability "
-            f"{gpu.compute_capability}, the target {wanted}"
+            f"TensorRT builds only for the GPU that it runs on: the {here.name} here has compute capability "
+            f"{here.compute_capability}, the target {wanted}"
         )
     return None

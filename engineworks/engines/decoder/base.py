@@ -19,8 +19,33 @@ Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 
-class DecoderSession(Protocol):
-    """Not thread-safe; `close` frees it."""
+class PromptRunner(Protocol):
+    """What is timed of a decoder, an engine or a peer: prompts of all streams at once, all of one length, and steps."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks on how it runs, one sentence each."""
+        ...
+
+    def reset(self, streams: Sequence[int] | None = None) -> None:
+        """Empty these streams' caches, or all."""
+        ...
+
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        """Append tokens [n] to each named stream. Returns the logits after each stream's last token: f32
+        [vocabulary]."""
+        ...
+
+    def next_step(self, tokens: Tokens) -> None:
+        """Append one token to every stream without reading the logits: what is timed. tokens: [streams]. Waits until it
+        is done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DecoderSession(PromptRunner, Protocol):
+    """Streams of any lengths. Not thread-safe; `close` frees it."""
 
     @property
     def interface(self) -> DecoderInterface: ...
@@ -35,11 +60,6 @@ class DecoderSession(Protocol):
         """Positions that each stream's cache holds."""
         ...
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """Remarks on how it runs, one sentence each."""
-        ...
-
     def step(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
         """Append tokens [n] to each named stream. Returns logits f32 [n, vocabulary] by stream.
 
@@ -47,24 +67,9 @@ class DecoderSession(Protocol):
         """
         ...
 
-    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
-        """As `step`, but return only the logits after each stream's last token: f32 [vocabulary]."""
-        ...
-
-    def next_step(self, tokens: Tokens) -> None:
-        """Append one token to every stream, as in `step`, without reading the logits: what is timed. tokens: [streams].
-        Waits until it is done."""
-        ...
-
     def use_graphs(self, wanted: bool) -> bool:
         """Replay a device's graphs from now on, or launch every kernel. False where there are none, as on a CPU."""
         ...
-
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        """Empty these streams' caches, or all."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Streams:
@@ -85,28 +90,13 @@ class Streams:
     def lengths(self) -> Sequence[int]:
         return tuple(self._lengths)
 
-
-class PromptRunner(Protocol):
-    """What is timed of a decoder, an engine or a peer: prompts of all streams at once, all of one length, and steps."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Remarks on how it runs, one sentence each."""
-        ...
+    def use_graphs(self, wanted: bool) -> bool:
+        del wanted
+        return False
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
-        """Empty all caches."""
-        ...
-
-    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
-        """Append tokens [n] to each stream. Returns the logits after each stream's last token: f32 [vocabulary]."""
-        ...
-
-    def next_step(self, tokens: Tokens) -> None:
-        """Append one token to every stream, tokens: [streams]; wait until it is done."""
-        ...
-
-    def close(self) -> None: ...
+        for stream in range(self.streams) if streams is None else streams:
+            self._lengths[stream] = 0
 
 
 def check_tokens(interface: DecoderInterface, lengths: Sequence[int], tokens: Mapping[int, Tokens]) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engineworks.engines.backends.base import Serving
+from engineworks.engines.backends.base import PLAIN, Serving
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.engine_files import altered
-from engineworks.engines.verified import VerifiedEngine
+from engineworks.engines.engine_session import check_host
+from engineworks.engines.passport import Passport
+from engineworks.engines.sidecar import Sidecar
+from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError, TrustError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -92,7 +96,7 @@ class Generator:
 
 def open_generator(
     engine: VerifiedEngine, target: Mapping[str, Any], *, streams: int = 1,
-    serving: Serving = Serving(),  # noqa: B008 - frozen
+    serving: Serving = PLAIN,
 ) -> Generator:  # fmt: skip
     """Load a verified decoder with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
     host cannot run it."""
@@ -119,3 +123,20 @@ def _tokenizer_text(engine: VerifiedEngine, digest: str) -> str:
     if actual != digest:
         raise altered(file, actual, digest, "engine.json")
     return data.decode("utf-8")
+
+
+def is_decoder(folder: Path) -> bool:
+    """Whether the engine in the folder is a decoder's. Only asks in which way to load it."""
+    return Sidecar.read(folder).decoder is not None
+
+
+def open_shipped_decoder(folder: Path, passport: Passport) -> Generator:
+    """Load the decoder from bytes that are those of its passport, which must have been checked.
+
+    Raises `TrustError`, or `RunError` where this host cannot run it.
+    """
+    check_host(passport)
+    with verified_engine(folder, passport) as engine:
+        streams = max(engine.sidecar.decoder.streams) if engine.sidecar.decoder else 1
+        target = passport.body["engine"]["target"]
+        return open_generator(engine, target, streams=streams, serving=passport.serving)

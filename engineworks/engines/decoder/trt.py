@@ -28,11 +28,11 @@ from engineworks.engines.backends._cuda import (
     memory_mib,
 )
 from engineworks.engines.backends._trt_dialect import Dialect, dialect_of
-from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.engines.backends._trt_load import opened
 from engineworks.engines.backends._trt_log import RunErrors
+from engineworks.engines.backends._trt_tensors import dtype_name
 from engineworks.engines.backends._trt_tf32 import follow_switch, keep_switch
-from engineworks.engines.backends.base import Serving
+from engineworks.engines.backends.base import PLAIN, Serving
 from engineworks.engines.decoder.base import Logits, Streams, Tokens, check_tokens
 from engineworks.engines.decoder.parts import Part, pieces, windows
 from engineworks.errors import RunError
@@ -50,7 +50,7 @@ class TrtDecoder(Streams):
 
     def __init__(
         self, vendor: Vendor, folder: Path, parts: Sequence[Part], interface: DecoderInterface, streams: int, *,
-        serving: Serving = Serving(), cache: Path | None = None,  # noqa: B008 - frozen
+        serving: Serving = PLAIN, cache: Path | None = None,
     ) -> None:  # fmt: skip
         trt = vendor.load()
         used = [p for p in parts if p.batch <= streams]
@@ -93,10 +93,6 @@ class TrtDecoder(Streams):
     def use_graphs(self, wanted: bool) -> bool:
         self._graphs = wanted
         return True
-
-    def reset(self, streams: Sequence[int] | None = None) -> None:
-        for stream in range(self.streams) if streams is None else streams:
-            self._lengths[stream] = 0
 
     def close(self) -> None:
         self._free()

@@ -1,21 +1,26 @@
-"""A loaded PyTorch module, called directly without gradients. Timed runs have their inputs on the device."""
+"""A loaded PyTorch module, called directly without gradients, and transformers' own decoder. Timed runs have their
+inputs on the device."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
-from engineworks.engines.peers._peer_session import PeerSession, time_each
+from engineworks.engines.decoder.base import Logits, Tokens
+from engineworks.engines.peers.base import PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
-from engineworks.host.lazy import Array
+from engineworks.host.lazy import Array, Arrays
 from engineworks.model.export.interface import Interface
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
 
 Result = TypeVar("Result")
 
@@ -38,13 +43,13 @@ class TorchSession(PeerSession):
         self.outputs = tuple(TensorSpec(name, floats, tuple(shape)) for name, shape in interface.outputs.items())
         self._by_name = takes_names(module, tuple(spec.name for spec in interface.inputs))
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns
         outputs as the module gives them, bfloat16 as float32. Raises `RunError`."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._from_device(self._call(self._to_device(arrays))))
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs in ms; `copies` includes the copies to and from the device."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._timed(arrays, runs, copies))
@@ -52,7 +57,7 @@ class TorchSession(PeerSession):
     def close(self) -> None:
         self._module = None
 
-    def _timed(self, arrays: Mapping[str, Array], runs: int, copies: bool) -> RunTimes:
+    def _timed(self, arrays: Arrays, runs: int, copies: bool) -> RunTimes:
         tensors = self._to_device(arrays)
 
         def once() -> None:
@@ -66,7 +71,7 @@ class TorchSession(PeerSession):
     def _call(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())
 
-    def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    def _to_device(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         """Copy arrays to the device with their shapes and dtypes; floats become float16 for `half`."""
         import torch
 
@@ -86,7 +91,7 @@ class TorchSession(PeerSession):
         tensors = dict(zip(names, plain_outputs(result, names), strict=True))
         return {n: (t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for n, t in tensors.items()}
 
-    def _try(self, arrays: Mapping[str, Array], work: Callable[[], Result]) -> Result:
+    def _try(self, arrays: Arrays, work: Callable[[], Result]) -> Result:
         import torch
 
         if self._module is None:
@@ -119,3 +124,36 @@ def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:
         torch.cuda.synchronize()
         host.append((clock() - start) / 1e6)
     return RunTimes(tuple(host), tuple(b.elapsed_time(e) for b, e in zip(begins, ends, strict=True)))
+
+
+class TorchDecoder:
+    """Satisfies `base.PromptRunner` by the cache that transformers makes for itself. model: its module, on its
+    device."""
+
+    notes = ()
+
+    def __init__(self, model: Any, device: str) -> None:
+        self._model, self._device, self._cache = model, device, None
+
+    def reset(self, streams: Sequence[int] | None = None) -> None:
+        del streams
+        self._cache = None
+
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        logits = self._run(np.stack(list(tokens.values()))).float().cpu().numpy()
+        return dict(zip(tokens, logits, strict=True))
+
+    def next_step(self, tokens: Tokens) -> None:
+        self._run(tokens[:, None]).argmax(-1).cpu()
+
+    def _run(self, ids: Tokens) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            given = torch.from_numpy(np.ascontiguousarray(ids)).to(self._device)
+            made = self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = made.past_key_values
+        return made.logits[:, -1]
+
+    def close(self) -> None:
+        self._model = self._cache = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.backends.base import DeviceWatch, MemoryMeter, Session
+from engineworks.engines.backends.base import Session
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
 from engineworks.host import cpu, cpu_watch
@@ -44,20 +44,11 @@ def versions() -> Mapping[str, str | None]:
     return dict(installed_versions(PACKAGES))
 
 
-def hardware() -> Mapping[str, str]:
-    return cpu.describe()
-
-
 def open_library() -> None:
     import onnxruntime_genai  # noqa: F401
 
 
-def memory_meter() -> MemoryMeter:
-    return ResidentMemory()
-
-
-def device_watch() -> DeviceWatch:
-    return cpu_watch.LoadWatch()
+hardware, memory_meter, device_watch = cpu.describe, ResidentMemory, cpu_watch.LoadWatch
 
 
 def load(model: PeerModel) -> Session:
@@ -98,15 +89,13 @@ def _built(source: Path, precision: str) -> Path:
 class GenaiDecoder:
     """Satisfies `base.PromptRunner`. model: `onnxruntime_genai.Model` of the folder."""
 
+    notes = ()
+
     def __init__(self, model: Any, streams: int, folder: Path) -> None:
         self._model, self._streams = model, streams
         self._generator: Any = None
         config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
         self._context, self._vocabulary = config["context_length"], config["vocab_size"]
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
 
     def reset(self, streams: Sequence[int] | None = None) -> None:
         import onnxruntime_genai

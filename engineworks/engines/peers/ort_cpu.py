@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engineworks.engines.backends import onnxruntime as backend
-from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
 
@@ -33,20 +32,11 @@ def versions() -> Mapping[str, str | None]:
     return dict(backend.versions())
 
 
-def hardware() -> Mapping[str, str]:
-    return backend.hardware()
-
-
 def open_library() -> None:
     import onnxruntime  # noqa: F401
 
 
-def memory_meter() -> MemoryMeter:
-    return backend.memory_meter()
-
-
-def device_watch() -> DeviceWatch:
-    return backend.device_watch()
+hardware, memory_meter, device_watch = backend.hardware, backend.memory_meter, backend.device_watch
 
 
 def load(model: PeerModel) -> OrtSession:

@@ -6,24 +6,26 @@ and notes nodes that ONNX Runtime places on the CPU by design.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
-from engineworks.engines.peers._stderr import kept_stderr
-from engineworks.engines.peers.base import PeerModel
+from engineworks.engines.backends._feeds import checked_feeds
+from engineworks.engines.backends._ort_session import OrtSession
+from engineworks.engines.backends.base import MemoryMeter, RunTimes
+from engineworks.engines.peers.base import PeerModel, PeerSession, time_each
 from engineworks.errors import RunError
-from engineworks.host import cpu
+from engineworks.host import cpu, gpu
 from engineworks.host.gpu import first_gpu
+from engineworks.host.lazy import Arrays
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
-from engineworks.model.runtime.ort_errors import ort_errors, plain
-from engineworks.model.runtime.ort_forms import exact_options
-
-if TYPE_CHECKING:
-    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
+from engineworks.model.ort import exact_options, ort_errors, plain
 
 TITLE = "ONNX Runtime, CUDA"
 FROM_SOURCE = False
@@ -65,17 +67,17 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return GPU, driver and processor: the processor launches every kernel."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:
     """Import ONNX Runtime and load the CUDA libraries of Python packages (since ONNX Runtime 1.21)."""
     import onnxruntime as ort
 
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        preload()
+    ort.preload_dlls()
+
+
+device_watch = GpuWatch
 
 
 def memory_meter() -> MemoryMeter:
@@ -85,15 +87,9 @@ def memory_meter() -> MemoryMeter:
     return DeviceMemory()
 
 
-def device_watch() -> DeviceWatch:
-    return GpuWatch()
-
-
 def load(model: PeerModel) -> OrtCudaSession:
     """Raises `RunError` with the reason where ONNX Runtime would continue without the GPU."""
     import onnxruntime as ort
-
-    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
 
     if PROVIDER not in ort.get_available_providers():
         raise RunError(
@@ -129,30 +125,27 @@ def _fallen_back(captured: str) -> RunError:
     return RunError(f"ONNX Runtime would run on the CPU, not on the GPU: {why}", log=captured)
 
 
-def _placement(session: Any) -> dict[str, list[str]] | None:
-    """Return nodes by execution provider, each as 'Op (name)'; None where this version does not report them."""
-    ask = getattr(session, "get_provider_graph_assignment_info", None)
-    if ask is None:
-        return None
+def _placement(session: Any) -> dict[str, list[str]]:
+    """Return nodes by execution provider, each as 'Op (name)'."""
     placed: dict[str, list[str]] = {}
-    for part in ask():
+    for part in session.get_provider_graph_assignment_info():
         placed.setdefault(part.ep_name, []).extend(f"{n.op_type} ({n.name})" for n in part.get_nodes())
     if not placed.get(PROVIDER):
         raise RunError("ONNX Runtime would run every node of this model on the CPU", log=str(Counter(placed)))
     return placed
 
 
-def _notes(placed: Mapping[str, list[str]] | None) -> tuple[str, ...]:
-    not_on_gpu = [node for provider, nodes in (placed or {}).items() if provider != PROVIDER for node in nodes]
-    if placed is None or not not_on_gpu:
+def _notes(placed: Mapping[str, list[str]]) -> tuple[str, ...]:
+    not_on_gpu = [node for provider, nodes in placed.items() if provider != PROVIDER for node in nodes]
+    if not not_on_gpu:
         return ()
     total = sum(map(len, placed.values()))
     more = f" and {len(not_on_gpu) - SHOWN_NODES} more" if len(not_on_gpu) > SHOWN_NODES else ""
     return (f"{len(not_on_gpu)} of {total} nodes run on the CPU: {', '.join(not_on_gpu[:SHOWN_NODES])}{more}",)
 
 
-def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, object]:
-    counts = None if placed is None else {provider: len(nodes) for provider, nodes in placed.items()}
+def _facts(session: Any, placed: Mapping[str, list[str]]) -> dict[str, object]:
+    counts = {provider: len(nodes) for provider, nodes in placed.items()}
     provider_options = session.get_provider_options().get(PROVIDER, {})
     shown = {
         name: provider_options[name]
@@ -160,3 +153,68 @@ def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, ob
         if name in provider_options
     }
     return {"device": "cuda", "tf32": False, "provider_options": shown, "nodes": counts}
+
+
+STDERR = 2
+
+
+@contextmanager
+def kept_stderr() -> Iterator[Callable[[], str]]:
+    """Redirect descriptor 2 to a file within the block; the value reads the file so far. Afterwards the content goes to
+    the original descriptor. This also captures lines of other threads."""
+    sys.stderr.flush()
+    before = os.dup(STDERR)
+    with tempfile.TemporaryFile() as file:
+
+        def read() -> str:
+            return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
+
+        os.dup2(file.fileno(), STDERR)
+        try:
+            yield read
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, STDERR)
+            os.close(before)
+            text = read()
+            if text:
+                os.write(STDERR, text.encode("utf-8", "replace"))
+
+
+DEVICE, DEVICE_ID = "cuda", 0
+
+
+class OrtCudaSession(PeerSession, OrtSession):
+    """Satisfies `backends.base.Session`. Not thread-safe."""
+
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
+        """Time `runs` runs in ms. Without copies, one untimed run allocates the outputs on the device. There are no
+        device times, because ONNX Runtime has no events."""
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+
+        def timed() -> RunTimes:
+            if copies:
+                return RunTimes(time_each(lambda: session.run(self._names, arrays), runs))
+            binding = self._bind(arrays)
+
+            def once() -> None:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+
+            return RunTimes(time_each(once, runs))
+
+        return self._try(arrays, timed)
+
+    def _bind(self, arrays: Arrays) -> Any:
+        """Copy inputs to the device once; bind outputs to memory that one run allocated there."""
+        import onnxruntime as ort
+
+        session = self._open()
+        binding = session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, DEVICE, DEVICE_ID))
+        for name in self._names:
+            binding.bind_output(name, DEVICE, DEVICE_ID)
+        session.run_with_iobinding(binding)
+        self._bind_outputs(binding)
+        return binding

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers.base import Origin, PeerModel
 from engineworks.errors import RunError
-from engineworks.host import cpu, cpu_watch
+from engineworks.host import cpu, cpu_watch, gpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.nvml import GpuWatch
@@ -19,8 +19,7 @@ from engineworks.host.packages import installed_versions
 if TYPE_CHECKING:
     import torch
 
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
-    from engineworks.engines.peers._torch_session import TorchSession
+    from engineworks.engines.peers._torch_session import TorchDecoder, TorchSession
 
 TITLE = "PyTorch eager"
 FROM_SOURCE = True
@@ -61,8 +60,7 @@ def versions() -> Mapping[str, str | None]:
 
 def hardware() -> Mapping[str, str]:
     """Return the hardware, with the processor: eager launches every kernel from there."""
-    gpu = first_gpu()
-    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+    return {**gpu.describe(), **cpu.describe()}
 
 
 def open_library() -> None:
@@ -71,7 +69,9 @@ def open_library() -> None:
 
 def memory_meter() -> MemoryMeter:
     """Return a meter of the whole GPU's memory, as for engines there, or of this process's."""
-    return _TorchDeviceMemory() if _device() == "cuda" else ResidentMemory()
+    from engineworks.engines.backends._cuda import DeviceMemory
+
+    return DeviceMemory(_memory_mib) if _device() == "cuda" else ResidentMemory()
 
 
 def device_watch() -> DeviceWatch:
@@ -99,7 +99,7 @@ def load(model: PeerModel) -> TorchSession:
 
 def load_decoder(model: PeerModel, streams: int) -> TorchDecoder:
     """Load transformers' own model with eager attention and its own cache. Raises as `load`."""
-    from engineworks.engines.peers._torch_decoder import TorchDecoder
+    from engineworks.engines.peers._torch_session import TorchDecoder
     from engineworks.model.decoder import from_huggingface
     from engineworks.model.export.from_huggingface import find_folder
 
@@ -154,23 +154,9 @@ def _facts(module: Any, device: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-class _TorchDeviceMemory:
-    """Satisfies `backends.base.MemoryMeter` with the CUDA call of the engines' meter, through PyTorch's copy of it. Its
-    constructor creates the CUDA context, so that no figure includes that."""
+def _memory_mib() -> tuple[float, float]:
+    """Return free and total memory of the GPU in MiB, by the CUDA call of the engines' meter, PyTorch's copy of it."""
+    import torch
 
-    def __init__(self) -> None:
-        self.peak_mib()
-
-    def reset(self) -> None:
-        """Do nothing: PyTorch keeps its allocations, so there is no peak to reset."""
-
-    def peak_mib(self) -> float:
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        return float(total - free) / _MIB
-
-    def total_mib(self) -> float:
-        import torch
-
-        return float(torch.cuda.mem_get_info()[1]) / _MIB
+    free, total = torch.cuda.mem_get_info()
+    return free / _MIB, total / _MIB

@@ -250,16 +250,6 @@ def run_in_child(function: str, payload: Mapping[str, Any], **options: Any) -> d
     return default_pool().run(function, payload, **options)
 
 
-def prestart(imports: Iterable[str] = (), *, count: int = 1) -> None:
-    """Call `ChildPool.prestart` of this process's pool."""
-    default_pool().prestart(imports, count=count)
-
-
-def cancel_all() -> None:
-    """Kill every child of this process's pool, from any thread."""
-    default_pool().cancel_all()
-
-
 def _forget_pool() -> None:
     """Drop the pool after a fork: its children belong to the parent."""
     global _pool, _pool_lock

@@ -19,6 +19,7 @@ from typing import Any
 
 from engineworks.errors import StepError
 from engineworks.host.child.supervise import children
+from engineworks.host.memory import peak_mib
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -109,13 +110,8 @@ class Child:
     def look_at_memory(self) -> None:
         """Record the peak of its resident memory (Linux: proc(5), VmHWM)."""
         self._worker = self._worker or next(iter(children(self._popen.pid)), 0)
-        try:
-            with Path(f"/proc/{self._worker}/status").open(encoding="ascii", errors="replace") as status:
-                line = next((line for line in status if line.startswith("VmHWM:")), None)
-        except OSError:
-            return
-        if line is not None:
-            self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
+        with contextlib.suppress(OSError):
+            self.peak_mib = max(self.peak_mib, peak_mib(self._worker))
 
     def kill(self) -> None:
         """Ask its supervisor to kill it and all that it started; the waiting caller notices."""

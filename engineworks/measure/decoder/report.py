@@ -57,7 +57,8 @@ class Continuation(Document):
 @dataclass(frozen=True)
 class DecoderAccuracy(Document):
     """computes: the type that the engine computes in. situations: by name, see `situations.SITUATIONS`. usual_error:
-    root mean square error of a logit. moved: how far one rounding moves the lowered model's logits, None if unknown."""
+    root mean square error of a logit, at least what one rounding makes. moved: how far one rounding moves the lowered
+    model's logits, None if unknown."""
 
     computes: Literal["fp32", "fp16", "bf16", "w4a8"]
     situations: Mapping[str, Situation]
@@ -68,9 +69,13 @@ class DecoderAccuracy(Document):
 
 @dataclass(frozen=True)
 class LoweredDecoder(Report):
-    """How far one rounding moves the lowered model's logits, relative to their spread; None if unknown, and why."""
+    """How far one rounding moves the lowered model's logits, relative to their spread; None if unknown, and why.
+
+    moved: the worst position's. usual: root mean square over all positions.
+    """
 
     FILE = "lowered.json"
 
     moved: Size | None
+    usual: Size | None
     why: str

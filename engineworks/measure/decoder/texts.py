@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engineworks.host.lazy import np
 from engineworks.measure.accuracy_report import MetricValues
 from engineworks.measure.decoder.report import Continuation
-from engineworks.measure.statistics import student_quantile
+from engineworks.measure.statistics import finite, student_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,9 +75,9 @@ class TextMetrics:
     def metric(self) -> MetricValues:
         known = self.interval if self.interval and all(map(math.isfinite, self.interval)) else None
         return MetricValues(
-            "perplexity", "tokens", self.tokens, lower_is_better=True, engine=_finite(self.engine),
-            reference=_finite(self.reference), ratio=_finite(self.ratio), interval=known,
-            agreement=_finite(self.agreement),
+            "perplexity", "tokens", self.tokens, lower_is_better=True, engine=finite(self.engine),
+            reference=finite(self.reference), ratio=finite(self.ratio), interval=known,
+            agreement=finite(self.agreement),
         )  # fmt: skip
 
 
@@ -117,10 +117,6 @@ def _interval(blocks: Floats) -> tuple[float, float] | None:
 
 def _exp(value: float) -> float:
     return math.exp(value) if math.isfinite(value) and value < 700 else math.inf if value > 0 else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def parting(engine: Sequence[int], reference: Sequence[int]) -> int | None:

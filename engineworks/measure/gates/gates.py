@@ -109,11 +109,10 @@ def _other_dtype(name: str, engine: str, reference: str) -> Check:
 
 
 def _finite(name: str, output: OutputAccuracy) -> Check:
-    bad, total = output.nonfinite, output.elements + output.nonfinite
+    bad, text = output.nonfinite, "every value is finite where the reference's is"
     if bad:
-        message = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
-        return Check(f"finite[{name}]", "fail", message)
-    return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
+        text = f"{bad} of {output.elements + bad} values are NaN or infinite where the reference's are not"
+    return checked(f"finite[{name}]", not bad, f"{name}: {text}.")
 
 
 def _output_check(name: str, field: str, words: tuple[str, bool], output: OutputAccuracy, limit: float) -> Check:
@@ -183,27 +182,20 @@ MOST_NAMED = 5
 def _metric_verdict(field: str, metric: MetricValues, limit: Any) -> tuple[bool, str]:
     """Whether the metric meets the limit, and the limit in words. Smaller error rates are better."""
     lower, engine, reference = metric.lower_is_better, metric.engine, metric.reference
+    shown = " to ".join(map(number_text, limit if field == "metric_between" else [limit]))
     if field == "metric_ratio":
-        words = (
-            f"at most fp32 / {number_text(limit)}, smaller is better"
-            if lower
-            else f"at least {number_text(limit)} of fp32"
-        )
+        words = f"at most fp32 / {shown}, smaller is better" if lower else f"at least {shown} of fp32"
         return metric.ratio is not None and reaches(metric.ratio, limit), words
     if engine is None:
-        return False, number_text(
-            limit
-        ) if field != "metric_between" else f"{number_text(limit[0])} to {number_text(limit[1])}"
+        return False, shown
     if field == "metric_delta":
         good = reference is not None and reaches(limit, abs(engine - reference))
-        return good, f"a difference of {number_text(limit)} at most"
+        return good, f"a difference of {shown} at most"
     if field == "metric_between":
-        return reaches(engine, limit[0]) and reaches(
-            limit[1], engine
-        ), f"{number_text(limit[0])} to {number_text(limit[1])}"
+        return reaches(engine, limit[0]) and reaches(limit[1], engine), shown
     if lower:
-        return reaches(limit, engine), f"at most {number_text(limit)}, smaller is better"
-    return reaches(engine, limit), f"at least {number_text(limit)}"
+        return reaches(limit, engine), f"at most {shown}, smaller is better"
+    return reaches(engine, limit), f"at least {shown}"
 
 
 def _performance_checks(

@@ -146,7 +146,8 @@ def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
 def ladder_statements(ladders: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
-        r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(ladder)}"
+        r.engine: f"dropped: {r.dropped}" if r.dropped
+        else "chosen by estimate" if ladder.basis == "estimated" else "chosen"
         for ladder in ladders for r in ladder.candidates if r.engine
     }  # fmt: skip
 
@@ -268,7 +269,3 @@ def _time(candidate: Candidate) -> str:
     if candidate.estimate is not None:
         return f"estimated time {candidate.estimate:.2f}"
     return f"{candidate.latency_ms:.3g} ms"
-
-
-def _by(ladder: TargetLadder) -> str:
-    return " by estimate" if ladder.basis == "estimated" else ""

@@ -5,23 +5,31 @@ Memory does not grow with the number of samples: every activation is counted int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
+from engineworks.host.memory import settle_heap
 from engineworks.model.calibrate.activations import Activation, Settings
-from engineworks.model.calibrate.heap import settle_heap
+from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
+from engineworks.model.calibrate.histograms import BinCounter
 from engineworks.model.calibrate.ranges import Method, Ranges
-from engineworks.model.calibrate.reductions import open_reductions
+from engineworks.model.calibrate.reductions import ReducedModel, open_reductions
 from engineworks.model.calibrate.runtime import CPU_PROVIDER, Device, choose_providers
-from engineworks.model.calibrate.sessions import open_segments
-from engineworks.model.calibrate.tally import Tally
-from engineworks.tensors import TensorSpec
+from engineworks.model.calibrate.sessions import HOST, SegmentedModel, open_segments
+from engineworks.model.calibrate.values import DeviceValues, HostValues
+
+if TYPE_CHECKING:
+    from engineworks.model.calibrate.sessions import Tensor
+
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -33,26 +41,64 @@ SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
 A histogram costs as much as both extremes do."""
 
 
-class Passes(Protocol):
-    """Runs a model on batches and passes its tensors to calibrators."""
+class Tally:
+    """Counts tensors where they lie: on a device at once, on the host in its own thread, one segment behind the model.
 
-    inputs: tuple[TensorSpec, ...]
-    provider: str
-    """ONNX Runtime's execution provider."""
+    So at most two segments' tensors are in memory.
+    """
 
-    def run(self, feeds: Batch, activations: Mapping[str, Activation], *, look: bool) -> None:
+    def __init__(self, runner: SegmentedModel, settings: Settings) -> None:
+        self.inputs, self.provider = runner.inputs, runner.provider  # ONNX Runtime's execution provider
+        self._runner, self._settings = runner, settings
+        self._host = BinCounter(bins := settings.counted_bins)
+        place = runner.place
+        self._device = DeviceCounter(bins, place.providers, place.device) if place != HOST else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="calibration")
+        self._counting: Future[None] | None = None
+
+    def close(self) -> None:
+        """Wait for the thread and end it."""
+        self._thread.shutdown()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
         """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
         the model's inputs.
 
         Raises `SamplesError` if the names of `feeds` are not the model's inputs, and `CalibrationError` with ONNX
         Runtime's message if the model does not run on them. Errors of a calibrator may come only at the next batch.
         """
+        self._runner.run(feeds, partial(self._take, activations, look))
 
     def finish(self) -> None:
-        """Wait until everything is taken in. Raises what a calibrator raised."""
+        """Wait until everything added is counted. Raises what a calibrator raised."""
+        counting, self._counting = self._counting, None
+        if counting:
+            counting.result()
 
-    def close(self) -> None:
-        """Stop its threads and sessions."""
+    def _take(self, activations: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+        self.finish()
+        if self._device:
+            self._add(activations, look, tensors)
+        elif tensors:
+            self._counting = self._thread.submit(self._add, activations, look, tensors)
+
+    def _add(self, activations: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            values = self._values(tensor)
+            sampled = values.sampled_counts if look and self._settings.samples else None
+            activations[name].add(values, values.counts if self._settings.counts_all else sampled)
+
+    def _values(self, tensor: Tensor) -> HostValues | DeviceValues:
+        if isinstance(tensor, np.ndarray):
+            return HostValues(tensor, self._host)
+        dtype = COUNTED.get(tensor.data_type())
+        if self._device and dtype:
+            return DeviceValues(tensor, dtype, math.prod(tensor.shape()), self._device)
+        return HostValues(tensor.numpy(), self._host)
+
+
+Passes = Tally | ReducedModel
+"""Runs a model on batches and passes its tensors to calibrators."""
 
 
 def collect_ranges(

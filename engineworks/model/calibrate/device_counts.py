@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.calibrate.histograms import BLOCK
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 
 ROWS = 1024
 """Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of a
@@ -37,8 +37,7 @@ class DeviceCounter:
 
     def extremes(self, tensor: ort.OrtValue, dtype: str) -> tuple[float, float]:
         """Return the smallest and largest value of a tensor [any shape]; NaN in both if one is NaN."""
-        session = self._session("extremes", dtype)
-        low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
+        low, high, zero = (float(scalar) for scalar in self._run("extremes", dtype, tensor, {}))
         if math.isnan(zero) and math.isfinite(low) and math.isfinite(high):
             return math.nan, math.nan
         return low, high
@@ -56,8 +55,7 @@ class DeviceCounter:
             "every": np.array([every], np.int64),
             "padding": np.array([0, padding], np.int64),
         }
-        session = self._session("counts", dtype)
-        counts: NDArray[np.int64] = self._run(session, {"x": tensor}, arrays)[0].astype(np.int64)
+        counts: NDArray[np.int64] = self._run("counts", dtype, tensor, arrays)[0].astype(np.int64)
         counts[0] -= padding  # zeros that fill the last row
         return counts
 
@@ -71,16 +69,11 @@ class DeviceCounter:
             self._sessions[kind, dtype] = made
         return self._sessions[kind, dtype]
 
-    def _run(
-        self,
-        session: ort.InferenceSession,
-        tensors: Mapping[str, ort.OrtValue],
-        arrays: Mapping[str, Any] | None = None,
-    ) -> list[NDArray[Any]]:
+    def _run(self, kind: str, dtype: str, tensor: ort.OrtValue, arrays: Mapping[str, Any]) -> list[NDArray[Any]]:
+        session = self._session(kind, dtype)
         binding = session.io_binding()
-        for name, tensor in tensors.items():
-            binding.bind_ortvalue_input(name, tensor)
-        for name, array in (arrays or {}).items():
+        binding.bind_ortvalue_input("x", tensor)
+        for name, array in arrays.items():
             binding.bind_cpu_input(name, np.asarray(array))
         for output in session.get_outputs():
             binding.bind_output(output.name)

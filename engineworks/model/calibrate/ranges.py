@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+from pydantic import ConfigDict
 
 from engineworks.errors import CalibrationError
+from engineworks.typed_json import Record, parse
 
 Method = Literal["minmax", "entropy", "percentile", "mse", "moving_average"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -19,7 +23,7 @@ SCALE_OF_ZERO = 1.0
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(Record):
     """The observations of one tensor, and the magnitude that int8 covers.
 
     amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of all
@@ -55,17 +59,16 @@ class Range:
         """Whether the tensor never changed: its range is useless, and suggests data such as all-black images."""
         return self.minimum == self.maximum
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Ranges:
+class Ranges(Record):
     """The ranges of a model's activations by tensor name, and how they were found.
 
     parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; none for min-max. provider: ONNX
     Runtime's, which ran the model. empty: tensors without a value in any sample, which have no range.
     """
+
+    __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     method: Method
     sample_count: int
@@ -79,52 +82,11 @@ class Ranges:
         """Names of the tensors that never changed over all samples."""
         return tuple(name for name, tensor_range in self.tensors.items() if tensor_range.constant)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return a JSON value; floats survive the round trip exactly. The caller adds the digest of the data set."""
-        return {
-            "method": self.method,
-            "parameters": dict(self.parameters),
-            "sample_count": self.sample_count,
-            "provider": self.provider,
-            "constants": list(self.constants),
-            "empty": list(self.empty),
-            "tensors": {name: tensor_range.to_json() for name, tensor_range in self.tensors.items()},
-        }
+        return {**super().to_json(), "constants": list(self.constants)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> Ranges:
+    def from_json(cls, value: object, what: str = "calibration ranges") -> Self:
         """Return the inverse of `to_json`; unknown keys are ignored. Raises `CalibrationError`."""
-        try:
-            method, sample_count = value["method"], value["sample_count"]
-            tensors, parameters = value["tensors"], value["parameters"]
-        except KeyError as error:
-            raise CalibrationError(f"these are no calibration ranges: {error} is missing", hint=_AGAIN) from None
-        if method not in METHODS or not isinstance(tensors, Mapping) or not isinstance(parameters, Mapping):
-            raise CalibrationError(f"these are no calibration ranges of a known method: {method!r}", hint=_AGAIN)
-        if not isinstance(sample_count, int):
-            raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
-        ranges = {str(name): _range_from_json(str(name), tensor_range) for name, tensor_range in tensors.items()}
-        settings = {str(name): number for name, number in parameters.items()}
-        empty = value.get("empty", ())
-        assert isinstance(empty, list | tuple)
-        return cls(method, sample_count, ranges, settings, str(value.get("provider", cls.provider)), tuple(empty))
-
-
-_AGAIN = "calibrate again"
-
-
-def _range_from_json(name: str, value: object) -> Range:
-    try:
-        assert isinstance(value, Mapping)
-        early = value.get("amax_early")
-        return Range(
-            amax=float(value["amax"]),
-            minimum=float(value["minimum"]),
-            maximum=float(value["maximum"]),
-            saturated=float(value["saturated"]),
-            values=int(value["values"]),
-            unused=float(value.get("unused", 0.0)),
-            amax_early=None if early is None else float(early),
-        )
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise CalibrationError(f"the calibration range of tensor '{name}' is damaged: {value!r}", hint=_AGAIN) from None
+        return parse(cls, json.dumps(value), what, error=CalibrationError, hint="calibrate again")

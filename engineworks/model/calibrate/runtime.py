@@ -13,11 +13,12 @@ from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
 from engineworks.host.lazy import onnx, ort
-from engineworks.model.runtime.ort_errors import ort_errors_as
-from engineworks.model.runtime.ort_forms import exact_options, ort_level
+from engineworks.model.ort import exact_options, ort_errors_as, ort_level
 from engineworks.tensors import TensorSpec
 
 Device = Literal["auto", "cpu", "cuda"]
+Provider = str | tuple[str, dict[str, str]]
+"""ONNX Runtime's name of an execution provider, with its options if it has any."""
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -29,7 +30,7 @@ _SPIN_US = 50
 it costs a quarter, and ONNX Runtime's longer default a half."""
 
 
-def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+def choose_providers(device: Device) -> list[Provider]:
     """Return execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" if there is none."""
     there = CUDA_PROVIDER in ort.get_available_providers() and first_gpu() is not None
     if device == "cuda" and not there:
@@ -56,21 +57,15 @@ def write_part(part: onnx.ModelProto, file: Path, *, external: bool = False) -> 
 
 
 def open_session(
-    part: Path | bytes,
-    source: Path,
-    threads: int,
-    providers: Sequence[str | tuple[str, dict[str, str]]],
-    *,
-    alone: bool = False,
+    part: Path | bytes, source: Path, threads: int, providers: Sequence[Provider], *, alone: bool = False
 ) -> ort.InferenceSession:
     """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
     was cut from.
 
-    alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which copies
-    weights once and tensors wherever they are output, and its threads may spin for a moment.
+    alone: no other part or counting runs at the same time, so that ONNX Runtime's threads may spin for a moment.
     """
     options = exact_options()
-    options.graph_optimization_level = ort_level("all" if alone else "extended")
+    options.graph_optimization_level = ort_level("all")
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     limit_threads(options, threads, spin_us=_SPIN_US if alone else 0)

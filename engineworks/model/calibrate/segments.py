@@ -14,15 +14,13 @@ from itertools import accumulate, pairwise
 
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import names_read
-from engineworks.model.onnx_files import without_initializers
+from engineworks.model.lower.half.graph import shown_model, split_model
 
 TENSORS_PER_SEGMENT = 8
 """Wanted tensors of one segment. Fewer save little memory and cost fusions and calls."""
 
 MAX_SEGMENTS = 16
 """More would only add sessions, each with its own threads."""
-
-_STRIP_ABOVE_BYTES = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -101,20 +99,9 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     """Return types, and known shapes, by tensor name, without tensors of unknown element type."""
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model))
+    inferred = onnx.shape_inference.infer_shapes(shown_model(*split_model(model)))
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     return {value.name: value.type.tensor_type for value in values if value.type.tensor_type.elem_type}
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same graph with only names and types of the weights; small ones stay, because they may be shapes."""
-    bare = without_initializers(model)
-    for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= _STRIP_ABOVE_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            bare.graph.initializer.append(tensor)
-        else:
-            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return bare
 
 
 def _crossing_costs(

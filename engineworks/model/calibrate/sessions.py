@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError
 from engineworks.host.lazy import ort
-from engineworks.model.calibrate.heap import trim_heap
+from engineworks.host.memory import trim_heap
 from engineworks.model.calibrate.runtime import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -26,7 +26,7 @@ from engineworks.model.calibrate.runtime import (
 )
 from engineworks.model.calibrate.segments import Segment, plan_segments, segment_model, tensor_types
 from engineworks.model.onnx_files import graph_inputs, load_model
-from engineworks.model.runtime.ort_errors import ort_errors_as
+from engineworks.model.ort import ort_errors_as
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

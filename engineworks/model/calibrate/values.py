@@ -46,13 +46,6 @@ class Values(Protocol):
         """Return `Counts` of all values or, for a large tensor, `SAMPLED_EVERY` times those of a sample."""
 
 
-class AllValues(Values, Protocol):
-    """A tensor whose values can all be read."""
-
-    def counts(self, exponent: int) -> NDArray[np.int64]:
-        """Return `Counts` of all values."""
-
-
 def sampled_every(size: int) -> int:
     return SAMPLED_EVERY if size > LARGE else 1
 

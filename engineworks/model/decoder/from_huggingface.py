@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.lazy import NDArray, onnx
 from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTensor, DecoderInterface
-from engineworks.model.export.from_huggingface import PACKAGES
+from engineworks.model.export.from_huggingface import PACKAGES, from_pretrained
 from engineworks.model.export.interface import require_packages
+from engineworks.model.graphs import set_nodes
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
 
 PROOF_TOKENS = 20
@@ -21,26 +21,13 @@ EXPECTED_FILE = "expected.f32"
 DATA_FILE = MODEL_FILE + ".data"
 
 
-def load_decoder(folder: Path, *, attention: str = "eager") -> Any:
+def load_decoder(folder: Path) -> Any:
     """Return the model, eval'd, in float32 on the CPU. Raises `ModelError`, `ExportError`."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     require_packages(PACKAGES, extra="huggingface", doing=f"the decoder '{folder.name}'")
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from engineworks.model.export.from_torch import use_one_thread
-
-    use_one_thread()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, attn_implementation=attention,
-            trust_remote_code=False, output_loading_info=True, use_safetensors=True,
-        )  # fmt: skip
-    except Exception as error:  # transformers raises whatever its parts raise
-        raise ExportError(f"{folder}: transformers cannot load it as a decoder: {error}", log=repr(error)) from error
-    missing = sorted(info["missing_keys"])
+    options = {"attn_implementation": "eager", "use_safetensors": True}
+    model, missing = from_pretrained("AutoModelForCausalLM", folder, "as a decoder", **options)
     if missing:
-        raise ModelError(f"{folder}: its weights lack '{missing[0]}': they would be random numbers")
+        raise ModelError(f"{folder}: its weights lack '{min(missing)}': they would be random numbers")
     return model.eval()
 
 
@@ -75,14 +62,14 @@ def _write(model: Any, context: int, out: Path) -> DecoderInterface:
     """Export the model. Its attention and rotary modules are replaced: it cannot be used afterwards."""
     from engineworks.model.decoder.torch_decoder import (
         ATTENTION,
+        Call,
         cache_shapes,
         check_window,
-        new_call,
         register_attention,
         use_rotary_tables,
     )
 
-    call, tensors = new_call(), list[CacheTensor]()
+    call, tensors = Call(), list[CacheTensor]()
     for layer, pair in enumerate(cache_shapes(model)):
         for kind, (heads, size) in zip(("key", "value"), pair, strict=True):
             shape = ("batch", heads, context, size)
@@ -166,5 +153,4 @@ def spell_out_reshapes(model: onnx.ModelProto) -> None:
             node.input[1] = f"{node.output[0]}_shape"
             made.append(onnx.helper.make_node("Concat", parts, [node.input[1]], axis=0))
         made.append(node)
-    del graph.node[:]
-    graph.node.extend(made)
+    set_nodes(graph, made)

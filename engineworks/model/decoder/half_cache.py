@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from engineworks.host.lazy import onnx
 from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.graph import infer_types, split_model
 
 
@@ -34,8 +35,7 @@ class _Halving:
         for node in nodes:
             for field in (node.input, node.output):
                 field[:] = [self._renamed.get(name, name) for name in field]
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
+        set_nodes(self._graph, nodes)
         for value in (*self._graph.input, *self._graph.output):
             if value.name in self._io:
                 value.type.tensor_type.elem_type = self._half

@@ -22,14 +22,14 @@ ATTENTION = "engineworks"
 OPSET = 24
 
 
-class _Call:
+class Call:
     """What one call of the model shares with all its layers: positions [batch, sequence], and masks by window."""
 
     positions: Any = None
     masks: Mapping[int, Any] = {}
 
 
-def mask_of(call: _Call, capacity: int, window: int) -> Any:
+def mask_of(call: Call, capacity: int, window: int) -> Any:
     """Return which positions each query may read: bool [batch, 1, sequence, capacity]. window: 0 for no limit."""
     import torch
 
@@ -41,7 +41,7 @@ def mask_of(call: _Call, capacity: int, window: int) -> Any:
     return call.masks[window]
 
 
-def register_attention(call: _Call) -> None:
+def register_attention(call: Call) -> None:
     """Register attention under ATTENTION; masks are its own, so transformers makes none."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -62,7 +62,7 @@ def register_attention(call: _Call) -> None:
     AttentionMaskInterface.register(ATTENTION, lambda *_a, **_k: None)
 
 
-def check_window(call: _Call, config: Any, context: int) -> None:
+def check_window(call: Call, config: Any, context: int) -> None:
     """Raises `ModelError` if the call that was traced last did not limit attention to the config's sliding window: a
     short proof cannot see that."""
     window, kinds = getattr(config, "sliding_window", None) or 0, getattr(config, "layer_types", None)
@@ -142,7 +142,7 @@ def _reader(tables: Mapping[str | None, tuple[Any, ...]]) -> Any:
     return read
 
 
-def decoder_module(model: Any, call: _Call) -> torch.nn.Module:
+def decoder_module(model: Any, call: Call) -> torch.nn.Module:
     """Wrap: (input_ids [b, s], write_indices [b], caches) → (logits [b, s, vocabulary], caches)."""
     import torch
     from transformers.cache_utils import Cache
@@ -190,7 +190,3 @@ def decoder_module(model: Any, call: _Call) -> torch.nn.Module:
             return (logits, *(cache.written[i] for i in range(len(caches))))
 
     return Decoder().eval()
-
-
-def new_call() -> _Call:
-    return _Call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ExportError, ModelError, did_you_mean
 from engineworks.model.export.interface import ExportReport, Interface, require_packages, versions_of
@@ -57,12 +57,8 @@ def load_module(
 ) -> tuple[torch.nn.Module, str]:
     """The model, eval'd, in float32 on the CPU, and the task it was loaded for. attention: transformers' name of an
     implementation; None leaves the choice to it. Raises as `export_huggingface`. Leaves PyTorch with one thread."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-    from engineworks.model.export.from_torch import use_one_thread
-
     folder = find_folder(source, root)
     chosen = task_of(folder, task)
-    use_one_thread()
     return _load(folder, chosen, interface, attention), chosen
 
 
@@ -136,19 +132,9 @@ def _weight_files(folder: Path) -> list[str]:
 def _load(folder: Path, task: str, interface: Interface, attention: str | None) -> torch.nn.Module:
     """The model in float32 (transformers would keep the checkpoint's dtype). Attention "eager" is plain MatMul and
     Softmax, which the engines' builders know best."""
-    import torch
-    import transformers
-
-    loader = getattr(transformers, TASKS[task][0])
-    try:
-        model, info = loader.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, attn_implementation=attention,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # transformers raises whatever its parts raise
-        raise ExportError(f"{folder}: transformers cannot load it for {task}: {error}", log=repr(error)) from error
+    model, missing_keys = from_pretrained(TASKS[task][0], folder, f"for {task}", attn_implementation=attention)
     pooled = any("pooler" in name for name in interface.outputs)
-    missing = sorted(k for k in info["missing_keys"] if pooled or not k.startswith(OPTIONAL_PREFIX))
+    missing = sorted(k for k in missing_keys if pooled or not k.startswith(OPTIONAL_PREFIX))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
@@ -159,3 +145,23 @@ def _load(folder: Path, task: str, interface: Interface, attention: str | None) 
     model.config.use_cache = False
     module: torch.nn.Module = model.eval()
     return module
+
+
+def from_pretrained(loader: str, folder: Path, what: str, **options: Any) -> tuple[Any, list[str]]:
+    """Load a model in float32 with transformers' class `loader`, offline; return it and the weights that it lacks.
+    what: ends the message of the `ExportError`. Leaves PyTorch with one thread."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    import torch
+    import transformers
+
+    from engineworks.model.export.from_torch import use_one_thread
+
+    use_one_thread()
+    try:
+        model, info = getattr(transformers, loader).from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise ExportError(f"{folder}: transformers cannot load it {what}: {error}", log=repr(error)) from error
+    return model, list(info["missing_keys"])

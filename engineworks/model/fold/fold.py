@@ -28,11 +28,17 @@ from engineworks.model.equivalence import (
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
 from engineworks.model.fold.inventory import inventory
-from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.model.fold.report import Fallback, FoldReport
-from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
+from engineworks.model.fold.tidy import (
+    constants_to_initializers,
+    count_nodes,
+    has_duplicate_node_names,
+    hoist_initializers,
+    name_nodes,
+    name_tensors,
+)
 from engineworks.model.graphs import subgraphs
 from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model, weight_bytes
 from engineworks.model.opset import STANDARD, check_operators, lower_to_limits

@@ -18,9 +18,14 @@ from engineworks.errors import FoldError
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.equivalence import runtime_reason
 from engineworks.model.fold.large_constants import NEVER_FOLDED, fold_large_constants
-from engineworks.model.fold.names import name_tensors
 from engineworks.model.fold.shapes import fold_known_shapes, infer_shapes, spell_out_limits
-from engineworks.model.fold.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches
+from engineworks.model.fold.tidy import (
+    count_nodes,
+    drop_unused,
+    hoist_initializers,
+    inline_known_branches,
+    name_tensors,
+)
 from engineworks.model.graphs import names_read, sort_nodes, subgraphs
 from engineworks.model.tensor_storage import attach, tensor_bytes
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from engineworks.host.lazy import Array, onnx, ort
-from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options, ort_errors
 from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
 
 NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -63,10 +62,8 @@ def fold_large_constants(model: onnx.ModelProto, spill: Path, limit_bytes: int) 
 
 def _wanted_nodes(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> list[int]:
     """Positions of the foldable nodes that a large weight goes through, and of those that these depend on."""
-    known, large = (
-        set(constants),
-        {n for n, t in constants.items() if is_external(t) and tensor_bytes(t) >= _LARGE_BYTES},
-    )
+    known = set(constants)
+    large = {n for n, t in constants.items() if is_external(t) and tensor_bytes(t) >= _LARGE_BYTES}
     makers: dict[str, int] = {}
     read: set[str] = set()
     wanted: set[int] = set()
@@ -110,5 +107,5 @@ def _computed(
     try:
         session = ort.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(outputs, session.run(outputs, feeds), strict=True))
-    except runtime_failures():
+    except ort_errors():
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engineworks.errors import ModelError
 from engineworks.host.lazy import onnx
-from engineworks.model.fold.node_uses import stored_type
+from engineworks.model.fold.inventory import stored_type
 from engineworks.model.graphs import all_nodes, node_label
 from engineworks.model.lower.report import AsIs
 from engineworks.model.onnx_files import opset_of

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import all_tensors, model_nodes
-from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph
+from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph, typed_graph
 from engineworks.model.lower.half.patterns import integer_arithmetic
 from engineworks.model.lower.half.prove import check_well_formed
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
 from engineworks.model.lower.half.weights import WeightFacts, clamp_sentinels
@@ -32,7 +31,7 @@ def double_to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[st
     facts = WeightFacts(graph, SINGLE)
     clamp_sentinels(graph, SINGLE, facts)
     kept = _kept(graph, facts)
-    made = rewrite(graph, SINGLE, kept, float_io=True).model
+    made = rewrite(graph, SINGLE, kept).model
     check_well_formed(made, graph)
     return made, {graph.nodes[at].name: reason for at, reason in sorted(kept.items())}
 
@@ -66,5 +65,5 @@ def _kept(graph: TypedGraph, facts: WeightFacts) -> dict[int, str]:
             reason = "computed from integers, which float32 would round"
         if reason:
             kept[at] = reason
-    reasons = with_neighbours(graph, kept, float_io=True)
+    reasons = with_neighbours(graph, kept)
     return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in reasons.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,8 +108,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     Raises `LoweringError` if ONNX's version converter cannot do it.
     """
 
-    from engineworks.model.lower.half.graph import complete_model
-    from engineworks.model.lower.half.read import typed_graph
+    from engineworks.model.lower.half.graph import complete_model, typed_graph
 
     needed = max((FORMATS[name].opset for name in globs), default=0)
     if opset_of(model) >= needed:
@@ -191,9 +191,8 @@ class _Writer:
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._initializers.append(chosen.tensor(made.values, quantized))
             parameters = self._parameters(tensor, made.scale, chosen)
-            self._append_node(
-                "DequantizeLinear", tensor, [quantized, *parameters], dequantized, axis=made.axis, block_size=made.block
-            )
+            layout = {"axis": made.axis, "block_size": made.block or None}
+            self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized, **layout)
             self.weights[key] = dequantized
         return self.weights[key]
 
@@ -204,22 +203,9 @@ class _Writer:
         self._initializers.append(chosen.zero_point(scale.shape, names[1]))
         return names
 
-    def _append_node(
-        self,
-        op_type: str,
-        tensor: str,
-        inputs: Sequence[str],
-        output: str,
-        *,
-        axis: int | None = None,
-        block_size: int = 0,
-    ) -> None:
-        node = onnx.helper.make_node(op_type, inputs, [output], name=self._unique(f"{tensor}_{op_type}"))
-        if axis is not None:
-            node.attribute.append(onnx.helper.make_attribute("axis", axis))
-        if block_size:
-            node.attribute.append(onnx.helper.make_attribute("block_size", block_size))
-        self._nodes.append(node)
+    def _append_node(self, op_type: str, tensor: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        name = self._unique(f"{tensor}_{op_type}")
+        self._nodes.append(onnx.helper.make_node(op_type, inputs, [output], name=name, **attributes))
 
     def _unique(self, name: str) -> str:
         return fresh_name(name, self._taken, first=2)

@@ -8,6 +8,7 @@ may tip.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from engineworks.host.lazy import onnx
 from engineworks.model.graphs import set_nodes
@@ -25,18 +26,12 @@ NO_RANDOM_OPSET = 22
 """From here on RandomUniformLike has a version that ONNX Runtime 1.31 does not run; noise follows from the values."""
 
 _KINDS = (
-    "Conv",
-    "MatMul",
-    "Gemm",
-    "Einsum",
-    "LSTM",
-    "GRU",
-    "RNN",
-    "Attention",
-    "Normalization",
-    "Softmax",
+    "Conv", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MoE", "Normalization", "Softmax",
     "ReduceMean",
-)
+)  # fmt: skip
+
+_QUANTIZED = ("QuantizeLinear", "QLinear")
+"""How the names of ONNX Runtime's own operators begin whose result is an integer, though an input is a float."""
 
 
 def graph_with_rounding(path: Path) -> tuple[bytes, int]:
@@ -51,7 +46,7 @@ def graph_with_rounding(path: Path) -> tuple[bytes, int]:
 
 def add_rounding(model: onnx.ModelProto) -> int:
     """Put the noise into the model; return the number of changed values."""
-    types, opset = infer_types(*split_model(model)), opset_of(model)
+    types, opset = _types(model), opset_of(model)
     constants = {t.name for t in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     moved: dict[str, str] = {}
@@ -71,6 +66,20 @@ def add_rounding(model: onnx.ModelProto) -> int:
     return len(moved)
 
 
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return ONNX element types by tensor name.
+
+    ONNX infers none behind an operator that only ONNX Runtime knows: there, a node's first result has the type of its
+    first floating input.
+    """
+    types = infer_types(*split_model(model))
+    for node in model.graph.node:
+        if node.output and node.output[0] not in types and not node.op_type.startswith(_QUANTIZED):
+            floating = [types[name] for name in node.input if types.get(name) in ROUNDING]
+            types |= {node.output[0]: floating[0]} if floating else {}
+    return types
+
+
 def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> list[onnx.NodeProto]:
     """Make nodes for result = name · u, u within one rounding of 1, computed in float32 or better."""
     wide = DOUBLE if elem_type == DOUBLE else FLOAT
@@ -78,17 +87,8 @@ def _noise(name: str, result: str, elem_type: int, seed: int, opset: int) -> lis
     step = ROUNDING[elem_type]
     source, product = (f"{result}/wide", f"{result}/product") if half else (name, result)
     if opset < NO_RANDOM_OPSET:
-        noise = [
-            onnx.helper.make_node(
-                "RandomUniformLike",
-                [source],
-                [f"{result}/u"],
-                low=1 - step,
-                high=1 + step,
-                dtype=wide,
-                seed=float(seed),
-            )
-        ]
+        drawn: dict[str, Any] = {"low": 1 - step, "high": 1 + step, "dtype": wide, "seed": float(seed)}
+        noise = [onnx.helper.make_node("RandomUniformLike", [source], [f"{result}/u"], **drawn)]
     else:
         noise = _noise_of_values(source, f"{result}/u", wide, step)
     nodes = [*noise, onnx.helper.make_node("Mul", [source, f"{result}/u"], [product])]

@@ -18,8 +18,6 @@ from engineworks.tracking.runs import Tracking
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from engineworks.report.night.summary import Summary
-
 
 TEXTFILE, GATEWAY = "ENGINEWORKS_METRICS_FILE", "ENGINEWORKS_PUSH_GATEWAY"
 """Environment: a *.prom file in the textfile collector's folder; host:port or URL of a push gateway."""
@@ -56,7 +54,11 @@ PUSH_S = 10.0
 ENGINE = ("recipe", "precision", "target")
 
 
-SERVED = {
+FIGURES = {
+    "latency_ms_p50": ("engine_latency_p50_seconds", "Median at the first named shape.", 1e-3),
+    "throughput_per_s": ("engine_samples_per_second", "At the first named shape.", 1.0),
+    "metric": ("engine_task_metric", "The recipe's metric on the evaluation data.", 1.0),
+    "bytes": ("engine_size_bytes", "Size of the engine.", 1.0),
     "served_ready_s": ("served_ready_seconds", "From the load until the served package answers.", 1.0),
     "served_per_s": ("served_requests_per_second", "Answered under the load, or the largest rate found.", 1.0),
     "served_p99_ms": ("served_latency_p99_seconds", "99% latency of served answers.", 1e-3),
@@ -64,15 +66,7 @@ SERVED = {
     "served_gpu_mib": ("served_gpu_memory_bytes", "GPU memory under the load.", 2.0**20),
     "served_memory_mib": ("served_memory_bytes", "Memory of the server's processes under the load.", 2.0**20),
 }
-"""Metrics of served packages: name, words and scale by the key in a night."""
-
-
-def metrics_text(night: Summary) -> str:
-    """All metrics in the text format. Raises `InputError` without prometheus-client."""
-    registry = night_registry(night)
-    from prometheus_client import generate_latest
-
-    return generate_latest(registry).decode()
+"""Metrics of engines and their served packages: name, words and scale by the key in a night."""
 
 
 def write_metrics(night: Summary, file: Path) -> None:
@@ -156,16 +150,7 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
 def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
     documentation = "1 for the verdict that the engine has, or had last where it is not part of the night."
     verdict = _gauge(registry, "engine_verdict", documentation, (*ENGINE, "verdict"))
-    values = {
-        "latency_ms_p50": (
-            _gauge(registry, "engine_latency_p50_seconds", "Median at the first named shape.", ENGINE),
-            1e-3,
-        ),
-        "throughput_per_s": (_gauge(registry, "engine_samples_per_second", "At the first named shape.", ENGINE), 1.0),
-        "metric": (_gauge(registry, "engine_task_metric", "The recipe's metric on the evaluation data.", ENGINE), 1.0),
-        "bytes": (_gauge(registry, "engine_size_bytes", "Size of the engine.", ENGINE), 1.0),
-        **{key: (_gauge(registry, name, words, ENGINE), scale) for key, (name, words, scale) in SERVED.items()},
-    }
+    values = {key: (_gauge(registry, name, words, ENGINE), scale) for key, (name, words, scale) in FIGURES.items()}
     for engine in (*night.not_part, *night.engines):
         names = engine["id"].split("/")
         verdict.labels(*names, engine["verdict"]).set(1)

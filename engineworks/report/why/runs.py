@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, read_report, read_text, recorded
-from engineworks.errors import InputError, RecipeError
+from engineworks.errors import InputError, Place, RecipeError
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.latency_report import Latency
-from engineworks.plan.closure import closure
 from engineworks.plan.kinds import STEP_KINDS
+from engineworks.plan.steps import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
-from engineworks.store.open import open_store
+from engineworks.store.shared import open_store
 from engineworks.store.store import Store
-from engineworks.tracking.records import (
-    ENGINE_DIGEST,
-    ERROR_FILE,
-    KIND,
-    PLAN_FILE,
-    STEP_DOCUMENTS_FILE,
-    VERDICT_FILE,
-    RunSummary,
-    document_file,
-)
+from engineworks.tracking import records
 from engineworks.tracking.runs import Tracking
 
 
@@ -49,9 +40,9 @@ def explain_runs(first: str, second: str | None, settings: Settings) -> list[Exp
     return explained
 
 
-def _previous(tracking: Tracking, run: RunSummary) -> RunSummary:
+def _previous(tracking: Tracking, run: records.RunSummary) -> records.RunSummary:
     """The finished run before this one, of the same recipe or engine."""
-    kind: Any = run.tags[KIND]
+    kind: Any = run.tags[records.KIND]
     runs = tracking.find_runs(recipe=run.recipe, engine=run.engine, kind=kind, limit=100)
     older = [r for r in runs if r.run_id != run.run_id and r.started_at <= run.started_at]
     if not older:
@@ -59,13 +50,15 @@ def _previous(tracking: Tracking, run: RunSummary) -> RunSummary:
     return older[0]
 
 
-def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tuple[RunSummary, RunSummary]]:
-    kinds = {before.tags[KIND], after.tags[KIND]}
+def _pairs(
+    tracking: Tracking, before: records.RunSummary, after: records.RunSummary
+) -> list[tuple[records.RunSummary, records.RunSummary]]:
+    kinds = {before.tags[records.KIND], after.tags[records.KIND]}
     if kinds == {"engine"}:
         return [(before, after)]
     sides = []
     for run, other in ((before, after), (after, before)):
-        engines = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
+        engines = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[records.KIND] == "build" else [run])}
         sides.append({k: r for k, r in engines.items() if other.engine in (None, k)})
     both = [engine for engine in sides[0] if engine in sides[1]]
     if not both:
@@ -76,25 +69,25 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
     return [(sides[0][engine], sides[1][engine]) for engine in both]
 
 
-def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
-    plan = read_json(tracking, run.parent_run_id, PLAN_FILE) if run.parent_run_id else None
+def _side(tracking: Tracking, store: Store, run: records.RunSummary) -> Side:
+    plan = read_json(tracking, run.parent_run_id, records.PLAN_FILE) if run.parent_run_id else None
     return Side(
         engine=run.engine or run.name,
         run=run.run_id,
         verdict=run.tags.get("engineworks.verdict", run.status.lower()),
         started_at=run.started_at,
-        digest=run.tags.get(ENGINE_DIGEST, ""),
+        digest=run.tags.get(records.ENGINE_DIGEST, ""),
         documents=_documents(tracking, store, run),
         resolved=_resolved(plan, run),
-        checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
+        checks=tuple(read_json(tracking, run.run_id, records.VERDICT_FILE) or ()),
         accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=read_report(tracking, run.run_id, Latency),
         size=run.metrics.get("engine_bytes"),
-        error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
+        error=(read_text(tracking, run.run_id, records.ERROR_FILE) or "").partition("\n")[0],
     )
 
 
-def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
+def _resolved(plan: Any, run: records.RunSummary) -> Mapping[str, Any] | None:
     """The resolved recipe and the target's own options; limits of other precisions shape nothing of this engine."""
     if not plan:
         return None
@@ -107,14 +100,14 @@ def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
     return {**resolved, f"target {target}": plan.get("targets", {}).get(target)}
 
 
-def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, Mapping[str, Any]]:
+def _documents(tracking: Tracking, store: Store, run: records.RunSummary) -> dict[str, Mapping[str, Any]]:
     """Documents of all steps by kind, each with its key."""
-    found = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
+    found = read_json(tracking, run.run_id, records.STEP_DOCUMENTS_FILE)
     if isinstance(found, dict):
         return found
     known: dict[str, Mapping[str, Any]] = {}
     for kind in (name for name, row in STEP_KINDS.items() if row.owner == "engine"):
-        if document := read_json(tracking, run.run_id, document_file(kind)):
+        if document := read_json(tracking, run.run_id, records.document_file(kind)):
             known[kind] = document
 
     def inputs(key: str) -> Iterable[str]:
@@ -130,24 +123,16 @@ def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, M
 
 def _with_places(explanation: Explanation, file: Path) -> Explanation:
     """Recipe lines get their present place, if the file is here and still has them."""
-    from engineworks.recipe.yaml_nodes import read_yaml
+    from engineworks.recipe.yaml_nodes import Node, read_yaml
 
-    if not file.is_file():
-        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
     try:
         node = read_yaml(file, str(file))
     except RecipeError:
-        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
+        node = Node(Place(""), {})
 
     def placed(difference: Difference) -> Difference:
-        if difference.kind != "recipe":
-            return difference
         parts = tuple(difference.place.split("."))
         there = node.get(parts[0]) is not None  # else it is in the defaults, or nowhere
         return replace(difference, place=str(node.key_place(parts)) if there else "")
 
     return replace(explanation, differences=tuple(placed(d) for d in explanation.differences))
-
-
-def _without_place(difference: Difference) -> Difference:
-    return replace(difference, place="")

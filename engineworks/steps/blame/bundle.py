@@ -13,7 +13,7 @@ import numpy as np
 from engineworks.engines.backends import backend
 from engineworks.host.packages import installed_versions
 from engineworks.model.onnx_files import MODEL_FILE, save_model
-from engineworks.model.runtime.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS
+from engineworks.model.ort import EXACT_ACTIVATIONS, EXACT_PRODUCTS
 from engineworks.steps.blame.probe import shape_range
 from engineworks.steps.blame.search import Found
 from engineworks.tensors import InputRange

@@ -15,8 +15,8 @@ from typing import Any
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest, PartsRunner
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
+from engineworks.engines.decoder.open import generate_once
 from engineworks.engines.decoder.parts import Part, parts_for
-from engineworks.engines.decoder.trial import generate_once
 from engineworks.engines.sidecar import DecoderFacts, Sidecar, StoredPart
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.host.file_digests import digest_file

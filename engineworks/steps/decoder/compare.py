@@ -32,13 +32,13 @@ def run(job: StepJob) -> None:
         assert decoder is not None  # the plan chose this step for a decoder
         first, *others = _session_sizes(decoder.parts, job.params["decoder"]["streams"])
         with closing(_open(job, engine, first)) as session:
-            comparison, metric, usual_error = _texts(session, texts, reference)
+            lowered = LoweredDecoder.read(job.inputs["lowered"])
+            comparison, metric, usual_error = _texts(session, texts, reference, lowered.usual or 0.0)
             prompts = _prompts(session, texts.prompts, reference, usual_error, job)
             found = [_situations(session, texts, reference, comparison)]
         for streams in others:
             with closing(_open(job, engine, streams)) as session:
                 found.append(_situations(session, texts, reference, comparison))
-    lowered = LoweredDecoder.read(job.inputs["lowered"])
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     outputs = {decoder.interface.logits: comparison.result()}
     made = DecoderAccuracy(decoder.computes, situations, prompts, usual_error, lowered.moved)
@@ -56,10 +56,16 @@ def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:
     return sorted(sizes or {STREAMS}, reverse=True)
 
 
-def _texts(session: DecoderSession, texts: Texts, reference: Reference) -> tuple[OutputComparison, MetricValues, float]:
-    """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit."""
+def _texts(
+    session: DecoderSession, texts: Texts, reference: Reference, rounding: float
+) -> tuple[OutputComparison, MetricValues, float]:
+    """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit.
+
+    rounding: what one rounding moves a position's logits by, relative to their spread. A token alone is computed by
+    other kernels than a whole text, so the error is at least that.
+    """
     comparison, own, wanted = OutputComparison(0), [], []
-    squares, count = 0.0, 0
+    squares, spread, count = 0.0, 0.0, 0
     for index, text in enumerate(texts.texts):
         session.reset()
         logits = session.step({0: text})[0]
@@ -71,7 +77,8 @@ def _texts(session: DecoderSession, texts: Texts, reference: Reference) -> tuple
             comparison.add(got, kept)
             error = got.astype(np.float64) - kept
             squares, count = squares + float(np.square(error).sum()), count + error.size
-    usual = float(np.sqrt(squares / count)) if count and np.isfinite(squares) else 0.0
+            spread += float(np.square(kept - kept.mean(axis=-1, keepdims=True)).sum())
+    usual = float(np.sqrt(max(squares, rounding**2 * spread) / count)) if count and np.isfinite(squares) else 0.0
     return comparison, compare_texts(own, wanted).metric(), usual
 
 

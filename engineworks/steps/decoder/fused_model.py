@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.decoder.base import Logits, Tokens
 from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.errors import RunError
 from engineworks.measure.decoder.situations import TOLERANCES, difference
-from engineworks.model.decoder.fused.fuse import fuse_decoder
+from engineworks.model.decoder.fused import fuse_decoder
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.steps.decoder.made_feeds import read_decoder
@@ -84,8 +83,4 @@ def _calls(interface: DecoderInterface) -> Iterator[dict[int, Tokens]]:
     for counts in (PROMPTS, (1, 1), (1, 1), (APPENDED,)):
         if max(counts) <= room:
             room -= max(counts)
-            yield {stream: _ids(rng, interface.vocabulary, count) for stream, count in enumerate(counts)}
-
-
-def _ids(rng: np.random.Generator, vocabulary: int, count: int) -> NDArray[np.int64]:
-    return rng.integers(0, vocabulary, count)
+            yield {stream: rng.integers(0, interface.vocabulary, count) for stream, count in enumerate(counts)}

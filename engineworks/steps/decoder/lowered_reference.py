@@ -14,13 +14,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.decoder.report import LoweredDecoder
-from engineworks.measure.decoder.situations import worst_position
+from engineworks.measure.decoder.situations import difference
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
@@ -31,26 +32,29 @@ from engineworks.steps.job import StepJob
 
 def run(job: StepJob) -> None:
     model, interface = job.inputs["lower"] / MODEL_FILE, read_decoder(job.inputs["lower"])
-    moved, why = None, ""
+    moved, usual, why = None, None, ""
     try:
         if job.crashes:
             raise RunError(job.crashes[0])
         rows = situation_texts(read_texts(job.path("evaluation")), interface.context)
-        moved = _moved(model, interface, prompt_feeds(interface, rows), int8_activations="dynamic" in job.params)
+        errors = _errors(model, interface, prompt_feeds(interface, rows), int8_activations="dynamic" in job.params)
+        if np.isfinite(errors).all():
+            moved, usual = float(errors.max()), float(np.sqrt(np.square(errors).mean()))
     except RunError as error:
         why = textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
         job.echo(f"how far one rounding moves the logits is not known: {why}")
-    job.write(LoweredDecoder(moved, why))
+    job.write(LoweredDecoder(moved, usual, why))
 
 
-def _moved(model: Path, interface: DecoderInterface, feeds: Feeds, *, int8_activations: bool) -> float | None:
-    """Return the largest movement of a position's logits, relative to their spread; None where it is not finite."""
+def _errors(model: Path, interface: DecoderInterface, feeds: Feeds, *, int8_activations: bool) -> NDArray[np.float64]:
+    """Return by how much each position's logits move, relative to their spread, f64 [positions]; inf where a logit is
+    not finite."""
     plain = _logits(backend.load_as_written(model), interface, feeds)
     if int8_activations:
         session = backend.load_with_int8_activations(model)
     else:
         session = backend.load_as_written(model, graph=graph_with_rounding(model)[0])
-    return worst_position(_logits(session, interface, feeds), plain, 0).difference
+    return difference(_logits(session, interface, feeds), plain)
 
 
 def _logits(session: Session, interface: DecoderInterface, feeds: Feeds) -> NDArray[Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface
-from engineworks.model.decoder.ties import check_shapes
+from engineworks.model.decoder.interface import DECODER_FILE, DecoderInterface, check_shapes
 from engineworks.model.onnx_files import graph_outputs, load_model
 
 Feeds = dict[str, NDArray[Any]]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.graphs import set_nodes, sort_nodes
+from engineworks.model.graphs import keep_named, set_nodes, sort_nodes
 from engineworks.model.lower.half.graph import shown_model, split_model
-from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.ort import exact_options
 from engineworks.model.tensor_storage import tensor_values
 
 CONTRIB = "com.microsoft"
@@ -78,9 +78,7 @@ class DecoderGraph:
         graph = self.model.graph
         weights = {t.name for t in graph.initializer}
         graph.initializer.extend(t for name, t in self.weights.items() if name not in weights)
-        unused = [at for at, tensor in enumerate(graph.initializer) if tensor.name not in needed]
-        for at in reversed(unused):
-            del graph.initializer[at]
+        keep_named(graph.initializer, needed.__contains__)
         del graph.value_info[:]
         set_nodes(graph, reversed(kept))
         sort_nodes(graph)

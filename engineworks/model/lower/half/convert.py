@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from engineworks.errors import PatternError, PrecisionError
 from engineworks.host.lazy import onnx
-from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph
+from engineworks.model.lower.half.graph import FORMATS, HalfFormat, TypedGraph, typed_graph
 from engineworks.model.lower.half.prove import check_well_formed
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rewrite import rewrite
 from engineworks.model.lower.half.rules import kept_in_fp32
 from engineworks.model.lower.half.weights import WeightFacts, apply_clamps, clamp_sentinels
 from engineworks.model.lower.quantizable import matches
-from engineworks.model.lower.report import Clamp, HalfType, WeightLoss, clamped_names
+from engineworks.model.lower.report import Clamp, HalfType, WeightLoss
 
 _OPSET_OF_BFLOAT16 = 22  # Conv, pooling, sine and others take it only since then
 _OPSET_OF_HALF_SCALES = 19
@@ -35,11 +34,6 @@ class Halved:
     clamps: tuple[Clamp, ...]
     weights: WeightLoss
 
-    @property
-    def clamped(self) -> tuple[str, ...]:
-        """Names of the constants that were cut."""
-        return clamped_names(self.clamps)
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -52,29 +46,15 @@ class Prepared:
     clamps: tuple[Clamp, ...]
 
 
-def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
-    """Convert a model to strongly typed half precision; `model` stays unchanged, and the result is deterministic.
-
-    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32. These are nodes named
-    by `keep` (`quantizable.matches`), operators that lack the type or lose by it (`rules`), nodes with subgraphs, and
-    nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a node have
-    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and DequantizeLinear get
-    half scales.
-
-    Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16, if the version converter can. What an
-    opset does not allow stays fp32, between casts. No sample is run, so activations may overflow; `lower_half` handles
-    that. Raises `LoweringError` for a pattern of `keep` that names no node, `ModelError` for a model that cannot be
-    read.
-    """
-    return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
-
-
 def prepare(
     model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamps: Sequence[Clamp] | None = None
 ) -> Prepared:
-    """Take the model apart, and cut its mask constants to the range of the type.
+    """Take the model apart, and cut its mask constants to the range of the type; `model` stays unchanged.
 
-    clamps: if given, cut only these, which were decided on the model that this one was made of.
+    Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16, if the version converter can. What an
+    opset does not allow stays fp32, between casts. clamps: if given, cut only these, which were decided on the model
+    that this one was made of. Raises `LoweringError` for a pattern of `keep` (`quantizable.matches`) that names no
+    node, `ModelError` for a model that cannot be read.
     """
     half = FORMATS[dtype]
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
@@ -92,11 +72,18 @@ def prepare(
     return Prepared(graph, half, facts, tuple(keep), tuple(clamps))
 
 
-def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = True) -> Halved:
-    """Convert; `observed` are reasons, by node name, to keep further nodes in fp32."""
+def convert(prepared: Prepared, observed: Mapping[str, str]) -> Halved:
+    """Convert a model to strongly typed half precision; the result is deterministic.
+
+    Every float32 tensor of the main graph becomes half, except those of nodes that stay fp32. These are nodes named by
+    `keep`, operators that lack the type or lose by it (`rules`), nodes with subgraphs, and nodes with weights beyond
+    the type's range. Each tensor that crosses is cast once. All float inputs of a node have one type. The graph's
+    inputs and outputs keep their dtype. QuantizeLinear and DequantizeLinear get half scales. No sample is run, so
+    activations may overflow; `lower_half` handles that. observed: reasons, by node name, to keep further nodes in fp32.
+    """
     graph, half, facts = prepared.graph, prepared.half, prepared.facts
-    kept = kept_in_fp32(graph, half, facts, prepared.keep, observed, float_io=keep_io)
-    made = rewrite(graph, half, kept, float_io=keep_io)
+    kept = kept_in_fp32(graph, half, facts, prepared.keep, observed)
+    made = rewrite(graph, half, kept)
     check_well_formed(made.model, graph)
     return Halved(
         model=made.model,

@@ -8,24 +8,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.host.lazy import onnx
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
-from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model
-from engineworks.model.lower.half.limits import DEFAULT_LIMITS, HalfLimits, failure
+from engineworks.model.lower.half.graph import FLOAT, TypedGraph, complete_model, typed_graph
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
 from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
-from engineworks.model.lower.half.read import typed_graph
 from engineworks.model.lower.half.rules import asked_for
 from engineworks.model.lower.half.run import Arrays, Bench
-from engineworks.model.lower.report import HalfReport, HalfType
+from engineworks.model.lower.report import DEFAULT_LIMITS, HalfLimits, HalfReport, HalfType, failure
 
 _SHARES = (0.01, 0.03, 0.1, 0.3)
 """Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""
@@ -39,14 +36,14 @@ def lower_half(
     keep: Sequence[str] = (),
     limits: HalfLimits | None = None,
     autocast: bool | Literal["auto"] = "auto",
-    references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    references: Sequence[Arrays] | None = None,
     source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Convert to half precision, keep graph inputs and outputs as they are, and verify the result on sample inputs.
 
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
        exceed the type's largest value / headroom.
-    2. `to_half` converts.
+    2. `convert` converts.
     3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
     4. If an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too, in
        at most `limits.rounds` rounds.
@@ -116,7 +113,7 @@ class _Lowering:
     prepared: Prepared
     limits: HalfLimits
     samples: Sequence[Arrays]
-    references: Sequence[Mapping[str, NDArray[Any]]]
+    references: Sequence[Arrays]
 
     def by_rules(self) -> _Attempt:
         """Convert by rules, and repair while it fails and rounds are left.
@@ -257,7 +254,7 @@ def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
     return samples
 
 
-def _check_references(references: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+def _check_references(references: Sequence[Arrays]) -> None:
     for at, outputs in enumerate(references):
         for name, value in outputs.items():
             if value.dtype.kind == "f" and value.size and np.isnan(value).all():

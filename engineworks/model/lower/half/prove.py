@@ -79,11 +79,7 @@ def run_once(bench: Bench, model: onnx.ModelProto, sample: Arrays) -> None:
 
 
 def prove(
-    bench: Bench,
-    model: onnx.ModelProto,
-    half: HalfFormat,
-    samples: Sequence[Arrays],
-    references: Sequence[Mapping[str, NDArray[Any]]],
+    bench: Bench, model: onnx.ModelProto, half: HalfFormat, samples: Sequence[Arrays], references: Sequence[Arrays]
 ) -> tuple[OutputProof, ...]:
     """Emulate the half model on the samples and compare each output with the fp32 model's.
 
@@ -97,9 +93,7 @@ def prove(
         return compare_outputs(references, (dict(zip(names, run(session, s, names), strict=True)) for s in samples))
 
 
-def compare_outputs(
-    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Iterable[Mapping[str, NDArray[Any]]]
-) -> tuple[OutputProof, ...]:
+def compare_outputs(references: Sequence[Arrays], outputs: Iterable[Arrays]) -> tuple[OutputProof, ...]:
     """Compare each sample's outputs with its references: arrays by output name, of any shape and dtype.
 
     Floating ones are compared in float64.
@@ -254,9 +248,7 @@ def _same(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
     return same
 
 
-def reference_outputs(
-    bench: Bench, model: onnx.ModelProto, samples: Iterable[Arrays]
-) -> tuple[Mapping[str, NDArray[Any]], ...]:
+def reference_outputs(bench: Bench, model: onnx.ModelProto, samples: Iterable[Arrays]) -> tuple[Arrays, ...]:
     """Return outputs of the fp32 model by name for each sample, with the graph as written.
 
     Fused int8 kernels of the CPU saturate, so none are used. samples: arrays by input name, with the shapes and dtypes

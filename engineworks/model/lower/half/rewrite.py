@@ -22,23 +22,22 @@ class Rewritten:
     halved_weights: tuple[str, ...]
 
 
-def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], *, float_io: bool) -> Rewritten:
+def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str]) -> Rewritten:
     """Return the model with every node that is not in `kept` computing in `half`.
 
-    This is half precision, or float32 if the graph's wide type is float64. With `float_io` the graph's inputs and
-    outputs keep their dtype. Weights are converted; both versions are stored if both are used. `graph` stays unchanged.
+    This is half precision, or float32 if the graph's wide type is float64. The graph's inputs and outputs
+    keep their dtype. Weights are converted; both versions are stored if both are used. `graph` stays unchanged.
     """
-    return _Rewriter(graph, half, kept, float_io).run()
+    return _Rewriter(graph, half, kept).run()
 
 
 class _Rewriter:
-    def __init__(self, graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], float_io: bool) -> None:
+    def __init__(self, graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str]) -> None:
         self._graph = graph
         self._half = half
         self._wide = graph.wide
         self._wide_suffix = "fp64" if graph.wide == DOUBLE else "fp32"
         self._kept = kept
-        self._float_io = float_io
         self._taken = set(graph.types) | {n for node in graph.nodes for n in (*node.input, *node.output)}
         self._taken |= {n for names in graph.captured.values() for n in names} | {node.name for node in graph.nodes}
         self._native: dict[str, int] = {}  # element type in which a float32 tensor is made
@@ -50,15 +49,13 @@ class _Rewriter:
         self._nodes: list[onnx.NodeProto] = []
 
     def run(self) -> Rewritten:
-
         shell = deepcopy(self._graph.shell)
-        self._start(shell)
+        self._start()
         for at, node in enumerate(shell.graph.node):
             self._emit(at, node)
         for value in shell.graph.output:
             if self._graph.is_float(value.name):
-                value.type.tensor_type.elem_type = self._outer_type(value.name)
-                self._name(value.name, self._outer_type(value.name))
+                self._name(value.name, self._wide)
         set_nodes(shell.graph, self._nodes)
         self._retype_values(shell.graph)
         return Rewritten(complete_model(shell, self._weights), self._converted(), tuple(self._halved))
@@ -73,18 +70,11 @@ class _Rewriter:
             and not takes_any_type(graph, at)
         )
 
-    def _outer_type(self, name: str) -> int:
-        """Return the element type of a graph output in the result."""
-        return self._wide if self._float_io or name in self._graph.weights else self._half.elem_type
-
-    def _start(self, shell: onnx.ModelProto) -> None:
+    def _start(self) -> None:
         """Add types and names that exist before any node: inputs, and weights as they are."""
-        for value in shell.graph.input:
-            if self._graph.is_float(value.name):
-                elem_type = self._wide if self._float_io else self._half.elem_type
-                value.type.tensor_type.elem_type = elem_type
-                self._native[value.name] = elem_type
-                self._names[value.name, elem_type] = value.name
+        for name in filter(self._graph.is_float, self._graph.inputs):
+            self._native[name] = self._wide
+            self._names[name, self._wide] = name
         for name, tensor in self._graph.weights.items():
             if tensor.data_type != self._wide:
                 self._weights[name] = tensor
@@ -195,7 +185,7 @@ class _Rewriter:
 
     def _is_outer(self, name: str, elem_type: int) -> bool:
         """Return whether the graph output of this name has this type in the result."""
-        return name in self._graph.outputs and not self._graph.is_input(name) and elem_type == self._outer_type(name)
+        return name in self._graph.outputs and name not in self._graph.inputs and elem_type == self._wide
 
     def _retype_values(self, graph: onnx.GraphProto) -> None:
         """Update value_info; entries of removed tensors are dropped."""

@@ -69,19 +69,12 @@ def takes_any_type(graph: TypedGraph, at: int) -> bool:
 
 
 def kept_in_fp32(
-    graph: TypedGraph,
-    half: HalfFormat,
-    facts: WeightFacts,
-    keep: tuple[str, ...],
-    observed: Mapping[str, str],
-    *,
-    float_io: bool,
+    graph: TypedGraph, half: HalfFormat, facts: WeightFacts, keep: tuple[str, ...], observed: Mapping[str, str]
 ) -> dict[int, str]:
     """Return the index of every node that stays fp32 → the reason. Nodes without a float32 tensor belong to neither
     group.
 
-    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io`: whether the
-    graph's inputs and outputs stay fp32.
+    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name.
     """
     exact, squares = integer_arithmetic(graph), normalizations(graph)
     kept: dict[int, str] = {}
@@ -94,7 +87,7 @@ def kept_in_fp32(
             reason = EXACT
         if reason:
             kept[at] = reason
-    return with_neighbours(graph, kept, float_io)
+    return with_neighbours(graph, kept)
 
 
 def asked_for(node: onnx.NodeProto, keep: Sequence[str]) -> str | None:
@@ -165,11 +158,11 @@ def _dynamic(graph: TypedGraph, at: int) -> bool:
     return any(name not in graph.weights for _, name in graph.float_inputs(at))
 
 
-def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> dict[int, str]:
+def with_neighbours(graph: TypedGraph, kept: Mapping[int, str]) -> dict[int, str]:
     """Add the light nodes between fp32 nodes, where casts would cost more than they save."""
-    wanted = _only_float_uses(graph, kept, float_io)
+    wanted = _only_float_uses(graph, kept)
     made_float = {name for at in kept for _, name in graph.float_outputs(at)}
-    given_float = set(graph.inputs) if float_io else set()
+    given_float = set(graph.inputs)
     result = dict(kept)
     for at, node in enumerate(graph.nodes):
         inputs, outputs = graph.float_inputs(at), graph.float_outputs(at)
@@ -182,30 +175,28 @@ def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) 
             result[at] = BETWEEN
             made_float.update(name for _, name in outputs)
     for at in range(len(graph.nodes) - 1, -1, -1):
-        if at not in result and not _dynamic(graph, at) and _uses_are_float(graph, at, result, float_io):
+        if at not in result and not _dynamic(graph, at) and _uses_are_float(graph, at, result):
             result[at] = BETWEEN
     return result
 
 
-def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
+def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str]) -> frozenset[int]:
     """Return light nodes whose results are all needed in fp32 if every light node after them can stay fp32 too."""
     floating = set(kept)
     for at in range(len(graph.nodes) - 1, -1, -1):
-        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, floating, float_io):
+        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, floating):
             floating.add(at)
     return frozenset(floating)
 
 
-def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:
+def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int]) -> bool:
     """Return whether a node's float32 results are all needed in fp32, where `fp32` are the nodes that compute in it.
 
     For values made from integers one such use is enough, because it may need the exact number.
     """
     wants = []
     for _, name in graph.float_outputs(at):
-        if name in graph.outputs:
-            wants.append(float_io)
-        if name in graph.captured_names:
+        if name in graph.outputs or name in graph.captured_names:
             wants.append(True)
         for user, position in graph.consumers.get(name, ()):
             if not takes_any_type(graph, user):

@@ -14,8 +14,7 @@ from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.lower.half.graph import complete_model
-from engineworks.model.runtime.ort_errors import ort_errors_as
-from engineworks.model.runtime.ort_forms import exact_options, ort_level
+from engineworks.model.ort import exact_options, ort_errors_as, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -73,7 +72,7 @@ class Bench:
     ) -> ort.InferenceSession:
         """Open a session that frees each tensor after its last use.
 
-        It runs the graph as written, or optimized at the level `optimize` (a key of `ort_forms.LEVELS`). The order of
+        It runs the graph as written, or optimized at the level `optimize` (a key of `ort.LEVELS`). The order of
         execution is the order of the nodes. ONNX Runtime's default order would put all reductions that watch a tensor
         at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty tensors of 40 MB).
         Raises `LoweringError` with ONNX Runtime's message.

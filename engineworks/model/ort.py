@@ -1,4 +1,5 @@
-"""How far ONNX Runtime optimizes a model: as a rule, and after it crashed.
+"""ONNX Runtime as every room uses it: how far it optimizes a model, as a rule and after it crashed, and its exceptions
+in plain words.
 
 Some optimizations of ONNX Runtime end the process (SIGSEGV) instead of raising an error. A step whose child crashed is
 run again with the next of `FORMS` (`builds.step`). An engine made in another form than the first records it in its
@@ -8,16 +9,20 @@ metadata, so that every later load, on any host, takes the level that it was tri
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import ModelError
+from engineworks.errors import EngineworksError, ModelError
 from engineworks.host.lazy import onnx, ort
 from engineworks.model.export.outline import metadata_of
+from engineworks.model.graphs import all_graphs, attribute
+from engineworks.model.onnx_files import load_model
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """ONNX Runtime fuses DequantizeLinear and MatMul of weights in int4 or int8 to MatMulNBits, which at its own level, 4,
@@ -52,6 +57,16 @@ def exact_options(*, integer_kernels: bool = False, int8_activations: bool = Fal
     for entry in (activations, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
         options.add_session_config_entry(*entry)
     return options
+
+
+def rounds_activations(model: onnx.ModelProto) -> bool:
+    """Return whether a product of the model itself asks for activations in int8, as onnxruntime-genai's builder writes
+    them. ONNX Runtime rounds them only where it prepacks weights."""
+    return any(
+        node.op_type == "MatMulNBits" and attribute(node, "accuracy_level", 0) == 4
+        for graph in all_graphs(model.graph)
+        for node in graph.node
+    )
 
 
 def lacks_exact_kernel(error: str) -> bool:
@@ -134,3 +149,74 @@ def ort_level(name: str) -> Any:
     """ONNX Runtime's level of this name; no higher than the current form's."""
     order = list(LEVELS)
     return getattr(ort.GraphOptimizationLevel, LEVELS[max(name, current().loaded, key=order.index)])
+
+
+NO_KERNEL = (
+    re.compile(r"Could not find an implementation for (?P<op>\w+)\(\d+\) node with name '(?P<node>[^']*)'"),
+    re.compile(r"(?P<why>Type '[^']*' of \w+ parameter \(.*?\)) of operator \((?P<op>\w+)\) in node \((?P<node>.*?)\)"),
+    re.compile(r"(?P<op>[\w.]+:\w+)\(-?\d+\) is not a registered function/op"),
+)
+"""Wordings of ONNX Runtime 1.31 for an operator that it does not have, or not for these types."""
+
+INVALID = (
+    re.compile(
+        r"(?P<why>Type parameter \(\w+\)) of Optype \((?P<op>\w+)\) (?P<more>bound to .*?) in node \((?P<node>.*?)\)"
+    ),
+    re.compile(r"Node \((?P<node>.*?)\) Op \((?P<op>\w+)\) (?P<why>.*)"),
+)
+"""Its wordings for a graph that is wrong in itself."""
+
+
+@cache
+def ort_errors() -> tuple[type[Exception], ...]:
+    """All exceptions that ONNX Runtime raises: its own, which have no common base, and Python's for arguments of a
+    wrong kind."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
+@contextmanager
+def ort_errors_as(kind: type[EngineworksError], what: str) -> Iterator[None]:
+    """Raise `kind` with `what` and ONNX Runtime's message for its errors."""
+    try:
+        yield
+    except ort_errors() as error:
+        raise kind(f"{what}: {error}") from error
+
+
+def what_failed(error: Exception, model: Path) -> str:
+    """The end of a sentence that begins with ONNX Runtime: 'has no CPU kernel for Gemm (node 'fc1')'."""
+    text = str(error)
+    for wording in NO_KERNEL:
+        if match := wording.search(text):
+            fields = match.groupdict()
+            why = f": {fields['why']}" if fields.get("why") else ""
+            return f"has no CPU kernel for {fields['op']}{_named(fields.get('node', ''), fields['op'], model)}{why}"
+    for wording in INVALID:
+        if match := wording.search(text):
+            fields = match.groupdict()
+            why = " ".join(w for w in (fields["why"], fields.get("more")) if w)
+            return f"finds {fields['op']}{_named(fields['node'], fields['op'], model)} invalid: {why}"
+    return f"cannot load it: {plain(error)}"
+
+
+def plain(error: Exception) -> str:
+    """The error's text on one line, without ONNX Runtime's prefix."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+
+
+def _named(node: str, op: str, model: Path) -> str:
+    """The node by its name, or by its first output where the message or the model gives it none."""
+    if node:
+        return f" (node '{node}')"
+    domain, _, op_type = op.rpartition(":")
+    try:
+        nodes = load_model(model, weights=False).graph.node
+    except ModelError:
+        return ""
+    failing = next((n for n in nodes if n.op_type == op_type and (not domain or n.domain == domain)), None)
+    if failing is None:
+        return ""
+    return f" (node '{failing.name}')" if failing.name else f" (node of '{failing.output[0]}')"

@@ -1,4 +1,4 @@
-"""A repository at a revision, in a temporary folder, independent of the working tree.
+"""Git: the commit of a file, and a repository at a revision, in a temporary folder, independent of the working tree.
 
 Unchanged files and files that git does not track (fetched data) are links to the working tree or copies of it; only
 differing files are written from the revision. The repository itself, its index included, is not modified.
@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -86,7 +87,7 @@ def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[P
     tracked = frozenset(_lines(root, "ls-tree", "-r", "-z", "--name-only", revision.commit))
     with TemporaryDirectory(prefix="engineworks-revision-") as name:
         tree = RevisionTree(revision, Path(name).resolve() / "tree", differing, tracked)
-        unkept = {p for f in folders for p in _yaml_names(root, f) if p not in tracked}
+        unkept = {p.relative_to(root).as_posix() for folder in folders for p in folder.glob("*.yaml")} - tracked
         unkept |= {w.relative_to(root).as_posix() for w in without if w.is_relative_to(root)}
         _mirror(root, tree.root, set(folders), differing | unkept)
         (tree.root / ".git").mkdir()  # marks a repository, which paths of recipes may not leave
@@ -95,10 +96,6 @@ def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[P
         for folder in folders:
             tree.then(folder).mkdir(parents=True, exist_ok=True)
         yield tree
-
-
-def _yaml_names(root: Path, folder: Path) -> Iterator[str]:
-    return (path.relative_to(root).as_posix() for path in folder.glob("*.yaml"))
 
 
 def _mirror(root: Path, target: Path, real: set[Path], left_out: frozenset[str]) -> None:
@@ -172,3 +169,53 @@ def _run(
         raise InputError("git is not installed", hint="git lists what changed since a revision") from None
     except subprocess.TimeoutExpired:
         raise InputError(f"git {arguments[0]} took more than {GIT_S:.0f} s", hint="try it by hand") from None
+
+
+STATE_S = 5.0
+"""Time limit for a question about the state; its answers are empty where there is no git or no repository."""
+
+
+class Checkout:
+    """A repository at first use: its commit and its differing files. If no YAML file of a folder differs, one query
+    covers all its recipes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._clean: dict[Path, bool] = {}
+
+    @cached_property
+    def commit(self) -> str:
+        """Return the commit, '' outside of a repository."""
+        return commit_of(self._root)
+
+    def changed(self, files: Sequence[Path]) -> list[str]:
+        """Return the files that differ, as `changed_files` names them; none outside of a repository."""
+        if not self.commit or all(file.suffix == ".yaml" and self._is_clean(file.parent) for file in files):
+            return []
+        return changed_files(self._root, files)
+
+    def _is_clean(self, folder: Path) -> bool:
+        if folder not in self._clean:  # run within the folder: its name may look like a pattern to git
+            self._clean[folder] = not _answer(folder, "status", "--porcelain", "--", ":(glob)*.yaml")
+        return self._clean[folder]
+
+
+def commit_of(root: Path) -> str:
+    """Return the checked-out commit, '' outside of a repository."""
+    return _answer(root, "rev-parse", "HEAD").strip()
+
+
+def changed_files(root: Path, files: Sequence[Path]) -> list[str]:
+    """Return the files that differ from the commit or are not in it, as `git status` names them."""
+    lines = _answer(root, "status", "--porcelain", "--", *map(str, files)).splitlines()
+    return [line[3:] for line in lines]
+
+
+def _answer(root: Path, *arguments: str) -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=STATE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""

@@ -1,1 +1,0 @@
-"""Git's data about a file and a revision."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from engineworks.plan.plan import Plan
+from engineworks.report.markdown import cell, table_lines
 from engineworks.report.terminal import echo_wrapped, print_table, style_of
 from engineworks.report.words import many
 
 if TYPE_CHECKING:
-    from engineworks.plan.plan import Plan
     from engineworks.plan.steps import Step
-from collections.abc import Iterable
-
-from engineworks.plan.plan import Plan
-from engineworks.report.markdown import cell, table_lines
 
 
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import NodeProto, TensorProto, helper, save
 
 from engineworks.engines.backends.onnxruntime import load_as_written
 from engineworks.model.lower.rounding import ROUNDING, graph_with_rounding
@@ -54,46 +54,38 @@ def test_infinity_stays_infinity(tmp_path, opset):
     assert noisy.run({"x": np.array([np.inf, 0], np.float32)})["y"].tolist() == [np.inf, 0]
 
 
-def test_values_behind_operators_of_onnx_runtime_move_too(tmp_path):
-    """y = softmax(fused product of x + x); ONNX infers no type from the product on."""
-    shape = ["n", 64]
-    eye = helper.make_tensor("eye", TensorProto.FLOAT, [64, 64], np.eye(64).ravel())
+def noisy_values(path: Path, nodes: list[NodeProto], shape: tuple[int, int], weights: list[TensorProto]) -> int:
+    """Return how many values of x → nodes → y got noise, in a graph that runs with it."""
     graph = helper.make_graph(
-        [
-            helper.make_node("Add", ["x", "x"], ["twice"]),
-            helper.make_node("FusedMatMul", ["twice", "eye"], ["product"], domain="com.microsoft"),
-            helper.make_node("Neg", ["product"], ["negative"]),
-            helper.make_node("Softmax", ["negative"], ["y"]),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], [eye],
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], weights,
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    path = tmp_path / "m.onnx"
     save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     noisy, changed = graph_with_rounding(path)
-    assert changed == 3, "input, product and softmax"
-    load_as_written(path, graph=noisy).run({"x": np.ones((2, 64), np.float32)})
+    load_as_written(path, graph=noisy).run({"x": np.ones(shape, np.float32)})
+    return changed
+
+
+def test_values_behind_operators_of_onnx_runtime_move_too(tmp_path):
+    """y = softmax(fused product of x + x); ONNX infers no type from the product on."""
+    eye = helper.make_tensor("eye", TensorProto.FLOAT, [64, 64], np.eye(64).ravel())
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["twice"]),
+        helper.make_node("FusedMatMul", ["twice", "eye"], ["product"], domain="com.microsoft"),
+        helper.make_node("Neg", ["product"], ["negative"]),
+        helper.make_node("Softmax", ["negative"], ["y"]),
+    ]
+    assert noisy_values(tmp_path / "m.onnx", nodes, (2, 64), [eye]) == 3, "input, product and softmax"
 
 
 def test_integers_get_no_noise(tmp_path):
     """ONNX Runtime's own QuantizeLinear makes uint8 of a float, and its softmax reads and makes uint8."""
     one, zero = (helper.make_tensor(n, t, [], [v]) for n, t, v in [("one", 1, 0.01), ("zero", 2, 0)])
-    graph = helper.make_graph(
-        [
-            helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["codes"], domain="com.microsoft"),
-            helper.make_node("QLinearSoftmax", ["codes", "one", "zero", "one", "zero"], ["soft"],
-                             domain="com.microsoft", axis=-1, opset=17),
-            helper.make_node("DequantizeLinear", ["soft", "one", "zero"], ["y"], domain="com.microsoft"),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])], [one, zero],
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    path = tmp_path / "m.onnx"
-    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    noisy, changed = graph_with_rounding(path)
-    assert changed == 1, "the input alone"
-    load_as_written(path, graph=noisy).run({"x": np.ones((2, 8), np.float32)})
+    soft = ["codes", "one", "zero", "one", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["codes"], domain="com.microsoft"),
+        helper.make_node("QLinearSoftmax", soft, ["soft"], domain="com.microsoft", axis=-1, opset=17),
+        helper.make_node("DequantizeLinear", ["soft", "one", "zero"], ["y"], domain="com.microsoft"),
+    ]
+    assert noisy_values(tmp_path / "m.onnx", nodes, (2, 8), [one, zero]) == 1, "the input alone"

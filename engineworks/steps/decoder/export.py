@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from engineworks.engines.decoder.base import Tokens
+from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.child import ChildPool
 from engineworks.model.decoder.families import FAMILIES, check_family, read_config
@@ -22,14 +26,13 @@ from engineworks.steps.job import StepJob
 
 if TYPE_CHECKING:
     import onnx
-from collections.abc import Iterator
-
-from numpy.typing import NDArray
-
-from engineworks.engines.decoder.base import Tokens
-from engineworks.engines.decoder.open import open_onnx_decoder
 
 WRITE = "engineworks.model.decoder.from_huggingface:write_decoder"
+
+PROMPT = 12
+PROOF_ERROR = 2e-4
+"""Largest difference of a logit from the model's own, relative to the logits' standard deviation. The families of the
+tests stay below 2e-5; one that is wrong has lost a window, a scale or a rotation, and is off by 1e-2 and more."""
 
 
 def run(job: StepJob) -> None:
@@ -101,12 +104,6 @@ def prove(out: Path, interface: DecoderInterface, family: str) -> float:
             hint="use another model: its family has a part that the export leaves out",
         )
     return error
-
-
-PROMPT = 12
-PROOF_ERROR = 2e-4
-"""Largest difference of a logit from the model's own, relative to the logits' standard deviation. The families of the
-tests stay below 2e-5; one that is wrong has lost a window, a scale or a rotation, and is off by 1e-2 and more."""
 
 
 def export_error(model: Path, interface: DecoderInterface, expected: NDArray[np.float32]) -> float:

@@ -6,6 +6,7 @@ halves its imports. Elsewhere, and in a process with threads, it is a new interp
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import secrets
@@ -36,6 +37,7 @@ NO_TELEMETRY = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "fal
 SERVER_SETTINGS = {
     **NO_TELEMETRY,
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PY_KEY_VALUE_DISABLE_BEARTYPE": "true",  # of a dependency of Prefect: checks types of its calls, .1 s to prepare
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # else a later server believes that they are registered
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -176,7 +178,8 @@ def serve_forked(parent: int, env: Mapping[str, str], listener_fd: int) -> NoRet
         os.environ.clear()
         os.environ.update(env)
         prefect.context.refresh_global_settings_context()
-        local_prefect_server.run(listener_fd, parent)
+        # Not in the parent's context: it holds the settings of the flows, which have no password and come first.
+        contextvars.Context().run(local_prefect_server.run, listener_fd, parent)
     except BaseException:  # noqa: BLE001  the log gets it; nothing of the parent's may run here
         traceback.print_exc()
     finally:

@@ -158,6 +158,29 @@ def test_two_builds_at_once_record_every_task_run_in_a_fresh_database_and_leave_
     assert not (home.parents[1] / ".prefect").exists()
 
 
+STRANGER = """
+import os, sys
+from pathlib import Path
+import httpx
+from flows.local_prefect import prefect_api
+
+with prefect_api(Path(sys.argv[1])) as api:
+    url = api.wait_ready()
+    own = tuple(os.environ["PREFECT_API_AUTH_STRING"].split(":"))
+    for auth in (None, ("engineworks", "guess"), own):
+        print(*(httpx.post(f"{url}/{path}/filter", json={}, auth=auth).status_code for path in ("flows", "variables")))
+"""
+"""The second of the paths is none of those that our flows use."""
+
+
+def test_the_server_asks_for_the_password_of_its_build(home: Path) -> None:
+    """A forked one too: a process without threads forks it."""
+    command = [sys.executable, "-c", STRANGER, str(home)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answers = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT_S)
+    assert answers.stdout.splitlines() == ["401 401", "401 401", "200 200"]
+
+
 def test_ctrl_c_while_the_server_starts_leaves_none(home: Path) -> None:
     api, before = LocalPrefect(home), children(os.getpid())
     api.start()

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# Since 1.29 ONNX Runtime sends names and digests of the models that it loads to its maker, unless its environment says
+# otherwise before its first import. Every process that has us imports us first, children and servers too.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from engineworks.tracking.engine_model import LoadedEngine

@@ -36,8 +36,10 @@ _ORT = '''"""{what}
 
 python run.py; needs: {needs}
 """
+import os
 import sys
 import numpy as np
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 def load(file, level, save=""):

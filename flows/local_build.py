@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
-"""Modules that every child needs; imported, with those that build the engines, while Prefect's server starts."""
+"""Modules that every child needs, so that this process imports them for the first ones."""
 
 
 def build_recipes(
@@ -34,7 +34,7 @@ def build_recipes(
     home = settings.artifacts / "prefect"
     with full_disk_named(settings.artifacts), prefect_api(home) as prefect:
         prepare_environment()  # before children start: one of another environment is never used
-        default_pool().prestart(_imports(plans), count=2)
+        default_pool().prestart(CHILD_IMPORTS, _imports(plans), count=2)  # before Prefect is imported
         prefect.load()
         with not_collected():
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
@@ -52,7 +52,7 @@ def build_recipes(
 
 def _imports(plans: Sequence[Plan]) -> list[str]:
     backends = {engine.target.target.backend for plan in plans for engine in plan.engines}
-    return [*CHILD_IMPORTS, *(module for name in sorted(backends) for module in backend(name).IMPORTS)]
+    return [module for name in sorted(backends) for module in backend(name).IMPORTS]
 
 
 def _result(state: Any, kind: type[R], plan: Plan) -> R:

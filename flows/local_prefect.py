@@ -1,6 +1,7 @@
 """A Prefect API for one build without a Prefect server: quick to start, loses no task run, leaves no process.
 
-    with prefect_api(settings.prefect_home) as prefect:   # the server starts as a child
+    with prefect_api(settings.prefect_home) as prefect:   # sets the environment
+        prefect.load()                                    # imports Prefect; the server starts as a child
         plan = ...                                        # other imports go on meanwhile
         prefect.wait_ready()                              # just before the first flow
         build_recipe(plan)
@@ -9,9 +10,9 @@
 If the environment sets PREFECT_API_URL, that server is used and none is started.
 
 Prefect reads its environment when it is imported, so `start` sets the environment of this process before. In a process
-without threads it then imports Prefect, and the server is a fork. Elsewhere the server is started first, and imports
-Prefect while `load` does so here. The environment holds PREFECT_HOME (~/.prefect is neither read nor written), the
-API's address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop`
+without threads `load` then imports Prefect, and the server is a fork. Elsewhere `start` starts the server, which
+imports Prefect while `load` does so here. The environment holds PREFECT_HOME (~/.prefect is neither read nor written),
+the API's address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop`
 restores the environment.
 
 Prefect's own ephemeral server costs 7 s (13 s in a fresh home) and stops before its queues are empty: of 100 task
@@ -79,17 +80,18 @@ class LocalPrefect:
             "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence after the server died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))
-        fork = may_fork() and not self._imported_before
-        if fork:
-            self.load()
-        self._server.start(fork=fork)
+        if self._imported_before or not may_fork():
+            self._server.start(fork=False)
 
     def load(self) -> None:
-        """Import Prefect (1 s) and set it up; a second call does nothing."""
-        if not self._entered:
-            with not_collected():
-                self._enter_settings()
-            self._entered = True
+        """Import Prefect (.5 s) and set it up; fork the server, if it is none already. A second call does nothing."""
+        if self._entered:
+            return
+        with not_collected():
+            self._enter_settings()
+        self._entered = True
+        if self._server is not None and not self._server.started:
+            self._server.start(fork=may_fork())
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> str:
         """Call `load`, wait until the API answers, and return its address.

@@ -6,7 +6,6 @@ halves its imports. Elsewhere, and in a process with threads, it is a new interp
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import os
 import secrets
@@ -15,15 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
 from engineworks.errors import StepError
-from engineworks.host.child.supervise import SCRIPT, die_with
+from engineworks.host.child.supervise import SCRIPT, die_with, go_on
 from flows import local_prefect_server
 
 logger = logging.getLogger(__name__)
@@ -63,6 +61,10 @@ class ServerChild:
             self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/api"
 
+    @property
+    def started(self) -> bool:
+        return self._child is not None
+
     def start(self, *, fork: bool) -> None:
         """Start the process. fork: as a copy of this one. Raises StepError."""
         with self._named_errors(), self._listener, self._open_log() as log:
@@ -89,10 +91,10 @@ class ServerChild:
         settings = {**SERVER_SETTINGS, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self.password}
         env = {**inherited, **settings}
         command = [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__]
+        serving = partial(serve_forked, os.getpid(), listener_fd)
         return subprocess.Popen(
             [*command, str(listener_fd)],
-            # Called in the forked child, where it serves and never returns: the command is not run then.
-            preexec_fn=partial(serve_forked, os.getpid(), env, listener_fd) if fork else None,
+            preexec_fn=partial(go_on, serving, env, listener_fd) if fork else None,
             env=env,
             cwd=self.home,  # no .env or prefect.toml of another project lies here
             stdin=subprocess.PIPE,
@@ -161,26 +163,10 @@ class ServerChild:
             return None
 
 
-def serve_forked(parent: int, env: Mapping[str, str], listener_fd: int) -> NoReturn:
-    """Serve as a fork of the parent, on its open socket: without its other descriptors, streams and settings.
-
-    Standard input, output and error, the folder and the session are set. Closing the rest also closes the pipe by which
-    `subprocess` waits for the command.
-    """
+def serve_forked(parent: int, listener_fd: int) -> NoReturn:
+    """Serve as a fork of the parent, which has imported Prefect, on its open socket. Settings are read again."""
     import prefect.context
 
-    try:
-        die_with(parent, signal.SIGKILL)
-        os.closerange(3, listener_fd)
-        os.closerange(listener_fd + 1, os.sysconf("SC_OPEN_MAX"))
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
-        os.environ.clear()
-        os.environ.update(env)
-        prefect.context.refresh_global_settings_context()
-        # Not in the parent's context: it holds the settings of the flows, which have no password and come first.
-        contextvars.Context().run(local_prefect_server.run, listener_fd, parent)
-    except BaseException:  # noqa: BLE001  the log gets it; nothing of the parent's may run here
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+    die_with(parent, signal.SIGKILL)
+    prefect.context.refresh_global_settings_context()
+    local_prefect_server.run(listener_fd, parent)

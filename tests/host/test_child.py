@@ -271,9 +271,9 @@ def test_an_idle_child_that_died_is_replaced(pool: ChildPool) -> None:
 
 def test_children_started_early_have_imported_what_was_asked(pool: ChildPool) -> None:
     assert not pool.run("child_jobs:modules", {"module": "colorsys"}, fresh=True)["there"]
-    pool.prestart(["colorsys", "no_such_module_here"], count=2)
-    answer = pool.run("child_jobs:modules", {"module": "colorsys"})
-    assert answer["there"]
+    pool.prestart(["colorsys", "no_such_module_here"], ["sndhdr"], count=2)
+    for module in ("colorsys", "sndhdr"):
+        assert pool.run("child_jobs:modules", {"module": module})["there"]
 
 
 def test_the_peak_of_memory_is_that_of_the_job(pool: ChildPool) -> None:
@@ -484,10 +484,13 @@ PARENT = """
 import sys
 from engineworks.host.child import ChildPool
 pool = ChildPool()
+forked = len(sys.argv) > 2
+if forked:
+    pool.prestart(count=2)
 idle = pool.run("child_jobs:echo", {})["pid"]
 print(idle, flush=True)
 try:
-    pool.run(sys.argv[1], {}, on_line=lambda line: print(line, flush=True), fresh=True)
+    pool.run(sys.argv[1], {}, on_line=lambda line: print(line, flush=True), fresh=not forked)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -508,20 +511,48 @@ def read_pids(parent: subprocess.Popen[str]) -> tuple[int, int]:
     return int(parent.stdout.readline()), int(parent.stdout.readline().split()[1])
 
 
-def test_ctrl_c_ends_parent_and_children(jobs: Path) -> None:
-    parent = start_parent(jobs, PARENT, "child_jobs:hang")
+@pytest.mark.parametrize("forked", [(), ("forked",)])
+def test_ctrl_c_ends_parent_and_children(jobs: Path, forked: tuple[str, ...]) -> None:
+    parent = start_parent(jobs, PARENT, "child_jobs:hang", *forked)
     pids = read_pids(parent)
     os.killpg(parent.pid, signal.SIGINT)
     assert parent.wait(30) == 130
     assert all(wait_gone(pid) for pid in pids)
 
 
-def test_no_child_outlives_a_parent_that_was_killed(jobs: Path) -> None:
-    parent = start_parent(jobs, PARENT, "child_jobs:hang")
+@pytest.mark.parametrize("forked", [(), ("forked",)])
+def test_no_child_outlives_a_parent_that_was_killed(jobs: Path, forked: tuple[str, ...]) -> None:
+    parent = start_parent(jobs, PARENT, "child_jobs:hang", *forked)
     pids = read_pids(parent)
     parent.kill()
     parent.wait(30)
     assert all(wait_gone(pid) for pid in pids)
+
+
+def test_the_first_children_of_a_process_without_threads_are_its_forks(jobs: Path) -> None:
+    """One with another environment is a new process: its libraries may read that."""
+    script = """
+    import os, sys
+    from engineworks.errors import StepError
+    from engineworks.host.child import ChildPool
+
+    pool = ChildPool()
+    pool.prestart(["colorsys", "no_such_module_here"], ["sndhdr"], count=2)
+    print(*(module in sys.modules for module in ("colorsys", "sndhdr")))
+    for environment in ({}, {"TOLD": "another"}):
+        there = (pool.run("child_jobs:modules", {"module": m}, env=environment)["there"] for m in ("colorsys", "sndhdr"))
+        print(*there, pool.run("child_jobs:environment", {"name": "TOLD"}, env=environment)["value"])
+    pool.run("child_jobs:speak", {"word": "a fork"}, on_line=print)
+    try:
+        pool.run("child_jobs:crash", {})
+    except StepError as error:
+        print(error.message.partition(" after ")[0])
+    """
+    told, _ = start_parent(jobs, script).communicate(timeout=60)
+    first, forks, others, *lines, crash = told.splitlines()
+    assert (first, forks, others) == ("True False", "True True None", "False False another")
+    assert {"from Python a fork", "from C", "no newline at the end"} <= set(lines)
+    assert crash == "child_jobs:crash crashed with SIGSEGV (it touched memory that is not its own)"
 
 
 def test_a_forked_process_has_children_of_its_own(jobs: Path) -> None:

@@ -7,6 +7,7 @@ process, not a thread: C++ builders cannot be interrupted, swallow Ctrl-C, print
 - `on_line` gets every line of a child's two output descriptors; answers use a separate pipe.
 - A child stays in our process group, ignores SIGINT and dies with the parent, by PR_SET_PDEATHSIG. The kernel sends
   that signal when the *thread* that started the child ends, so one thread of the parent's lifetime starts all children.
+- The first children of a process without threads are forks of it: its imports serve all.
 - Each child has a supervisor (`supervise`), which ends whatever the child started and left, however the child ended.
 - Waiting callers wake every `POLL_S`, so that they soon see an exception thrown into their thread.
 """
@@ -19,14 +20,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
-from engineworks.host.child.serve import decode_error
+from engineworks.host.child.serve import decode_error, import_early
 from engineworks.host.child.start import Child, Command, search_path, start_child, working_folder
+from engineworks.host.child.supervise import may_fork
 from engineworks.host.child.wait import LineAnswer, Lines, Stopped, TimeUp, wait_for_answer
+from engineworks.host.collector import not_collected
 
 MAX_IDLE = 2
 """Maximum number of idle children."""
@@ -104,13 +107,20 @@ class ChildPool:
             raise _crash(child, what, error, time.monotonic() - start, lines)
         return _value(answer, what, lines, child.peak_mib)
 
-    def prestart(self, imports: Iterable[str] = (), *, count: int = 1) -> None:
-        """Start missing children and let them import modules in the background; returns at once."""
+    def prestart(self, shared: Sequence[str] = (), imports: Sequence[str] = (), *, count: int = 1) -> None:
+        """Start missing children and let them import modules in the background.
+
+        shared: imported here first, if the children are forks of this process. imports: only in the children.
+        """
         with self._lock:
             missing = min(count, self._max_idle) - len(self._idle)
+        fork = missing > 0 and may_fork()
+        if fork:
+            with not_collected():
+                import_early(shared)
         for _ in range(missing):
-            child = start_child(Command(dict(os.environ)))
-            child.send_early({"imports": list(imports), "sys_path": search_path()})
+            child = start_child(Command(dict(os.environ), fork=fork))
+            child.send_early({"imports": [*shared, *imports], "sys_path": search_path()})
             self._keep(child)
 
     def cancel_all(self) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from engineworks import errors
@@ -33,7 +33,8 @@ def serve(parent: int, answers_fd: int) -> None:
         for line in jobs:
             message = json.loads(line)
             if "imports" in message:
-                _import_early(message)
+                sys.path[:] = message["sys_path"]
+                import_early(message["imports"])
                 continue
             answer = _answer(message)
             flush_output()
@@ -67,9 +68,9 @@ def flush_output() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def _import_early(message: Mapping[str, Any]) -> None:
-    sys.path[:] = message["sys_path"]
-    for name in message["imports"]:
+def import_early(modules: Sequence[str]) -> None:
+    """Import modules before a job needs them."""
+    for name in modules:
         with contextlib.suppress(ImportError):  # the job that needs it reports it
             importlib.import_module(name)
 

@@ -14,11 +14,13 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StepError
-from engineworks.host.child.supervise import children
+from engineworks.host.child.serve import serve
+from engineworks.host.child.supervise import children, go_on
 from engineworks.host.memory import peak_mib
 
 BOOTSTRAP = (
@@ -34,12 +36,13 @@ END_S = 5.0
 class Command:
     """How to start a child. bootstrap: its Python program, called with our search path, our process id and the
     descriptor for its answers. prefix: a program that starts it in its own namespaces, where our id means nothing
-    (then 0 is passed)."""
+    (then 0 is passed). fork: it is a fork of this process, which may be forked (`may_fork`), and has its modules."""
 
     env: Mapping[str, str]
     bootstrap: str = BOOTSTRAP
     prefix: tuple[str, ...] = ()
     cwd: Path | None = None
+    fork: bool = False
 
 
 def search_path() -> list[str]:
@@ -68,12 +71,13 @@ class Child:
         self.peak_mib = 0.0
         output, output_end = os.pipe()
         answers, answers_end = os.pipe()
+        forked = partial(go_on, partial(serve, os.getpid(), answers_end), command.env, answers_end)
         try:
             self._popen = subprocess.Popen(
                 [*command.prefix, sys.executable, "-c", command.bootstrap, json.dumps(search_path()),
                  str(0 if command.prefix else os.getpid()), str(answers_end)],
                 stdin=subprocess.PIPE, stdout=output_end, stderr=output_end, pass_fds=(answers_end,),
-                env=command.env, cwd=command.cwd, bufsize=0,
+                env=command.env, cwd=command.cwd, bufsize=0, preexec_fn=forked if command.fork else None,
             )  # fmt: skip
         except OSError:
             os.close(output)
@@ -175,7 +179,7 @@ _starter = _Starter()
 
 def start_child(command: Command) -> Child:
     """Start a child. Raises OSError if the system cannot."""
-    return _starter.start(command)
+    return Child(command) if command.fork else _starter.start(command)
 
 
 def _forget_starter() -> None:

@@ -8,6 +8,7 @@ all that is left, and then ends as the worker did. SIGTERM, also from the kernel
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import os
 import resource
@@ -16,6 +17,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -148,6 +151,29 @@ def run_script(parent: int, script: str, arguments: list[str]) -> None:
     die_with(parent, signal.SIGKILL)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def go_on(run: Callable[[], object], env: Mapping[str, str], fd: int) -> NoReturn:
+    """Go on as a process of its own in a fork of ours, as the `preexec_fn` of `subprocess`: its command never runs.
+
+    Standard input, output and error, the folder and the session are set. Of the parent's other descriptors `fd` is
+    left; among the closed ones is the pipe by which `subprocess` waits for the command. The parent's context is left
+    behind too: Prefect's settings are in it. Nothing runs that the parent does at its end.
+    """
+    code = 1
+    try:
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+        os.environ.clear()
+        os.environ.update(env)
+        contextvars.Context().run(run)
+        code = 0
+    except BaseException:  # noqa: BLE001  the log gets it; nothing of the parent's may run here
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def may_fork() -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engineworks.builds.command import Champions
 from engineworks.builds.results import BuildResult
-from engineworks.engines.backends import backend
+from engineworks.engines.backends import BACKENDS, backend
 from engineworks.errors import EngineworksError, StepError
 from engineworks.host.child import default_pool
 from engineworks.host.collector import not_collected
@@ -34,7 +34,10 @@ def build_recipes(
     home = settings.artifacts / "prefect"
     with full_disk_named(settings.artifacts), prefect_api(home) as prefect:
         prepare_environment()  # before children start: one of another environment is never used
-        default_pool().prestart(CHILD_IMPORTS, _imports(plans), count=2)  # before Prefect is imported
+        backends = sorted({engine.target.target.backend for plan in plans for engine in plan.engines})
+        libraries = [module for name in backends for module in backend(name).IMPORTS]
+        # Before Prefect is imported, which no step needs.
+        default_pool().prestart([*CHILD_IMPORTS, *(BACKENDS[name] for name in backends)], libraries, count=2)
         prefect.load()
         with not_collected():
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
@@ -48,11 +51,6 @@ def build_recipes(
         from flows.release import release_planned
 
         return [_result(release_planned(plan, settings, only, champions), ReleaseResult, plan) for plan in plans]
-
-
-def _imports(plans: Sequence[Plan]) -> list[str]:
-    backends = {engine.target.target.backend for plan in plans for engine in plan.engines}
-    return [module for name in sorted(backends) for module in backend(name).IMPORTS]
 
 
 def _result(state: Any, kind: type[R], plan: Plan) -> R:

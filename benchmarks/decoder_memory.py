@@ -38,14 +38,15 @@ class Recorder(ChildPool):
 
     def run(self, *args: Any, **more: Any) -> dict[str, Any]:
         self.peak, ended = 0.0, Event()
+        peaks: list[float] = []
         watch = Thread(target=self._watch, args=(ended,))
         watch.start()
         try:
-            answer = super().run(*args, **(more | {"fresh": True}))
+            answer = super().run(*args, **(more | {"fresh": True, "on_peak": peaks.append}))
         finally:
             ended.set()
             watch.join()
-        self.peak = max(self.peak, float(answer["memory_mib_peak"]))
+        self.peak = max(self.peak, *peaks)
         return answer
 
     def _watch(self, ended: Event) -> None:

@@ -56,7 +56,7 @@ def write_layers(job: StepJob, run_ms: float) -> None:
             answer = run_in_child(
                 PROFILE, payload, what="profiling", fresh=True, time_limit_s=limit_s, on_line=job.echo
             )
-            layers = Layers.from_json({k: v for k, v in answer.items() if k != "memory_mib_peak"})
+            layers = Layers.from_json(answer)
         else:
             layers = time_here(payload)
     except EngineworksError as error:

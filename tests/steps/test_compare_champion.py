@@ -18,6 +18,7 @@ from engineworks.engines.backends.base import Serving
 from engineworks.errors import RunError
 from engineworks.host.file_digests import digest_file
 from engineworks.measure.champion import Champion
+from engineworks.measure.champion_report import ChampionComparison
 from engineworks.measure.regression import CONFIDENCE, LOOKS
 from engineworks.plan.champion_lookup import ChampionError
 from engineworks.steps import compare_champion
@@ -120,6 +121,15 @@ def test_a_candidate_with_far_more_work_fails_twice(tmp_path: Path) -> None:
     assert found["shapes"]["one"]["interval"][0] > 5
     assert len(found["attempts"]) == 2
     assert all(len(a["rounds"]) >= LOOKS[0] for a in found["attempts"])
+
+
+def test_the_report_of_a_candidate_that_fails_holds_both_attempts(tmp_path: Path, at_hand: Any) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
+    at_hand(champion)
+    done = job(tmp_path, candidate, champion)
+    compare_champion.run(done)
+    found = ChampionComparison.read(done.out)
+    assert (found.method, found.shapes["one"].verdict, len(found.attempts)) == ("measured", "fail", 2)
 
 
 def test_a_candidate_with_far_less_work_passes_at_once(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class ChildPool:
         *,
         time_limit_s: float | None = None,
         on_line: Callable[[str], object] | None = None,
+        on_peak: Callable[[float], object] | None = None,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
@@ -73,9 +74,10 @@ class ChildPool:
         error: type[StepError] = StepError,
         cancel: threading.Event | None = None,
     ) -> dict[str, Any]:
-        """Return the object that `function` (module:function) returns for `payload`, plus `memory_mib_peak` in MiB.
+        """Return the object that `function` (module:function) returns for `payload`.
 
-        on_line: gets every line of the job's output, in the caller's thread. env: added to our environment. fresh: use
+        on_line: gets every line of the job's output, in the caller's thread. on_peak: gets the maximum resident memory
+        of the job, in MiB. env: added to our environment. fresh: use
         a child that has no job before or after. what: the job's name in messages. cancel: an event that kills the child
         once set.
 
@@ -105,7 +107,10 @@ class ChildPool:
             self._give_back(child, answer, keep=not fresh)
         if answer is None:
             raise _crash(child, what, error, time.monotonic() - start, lines)
-        return _value(answer, what, lines, child.peak_mib)
+        value = _value(answer, what, lines)
+        if on_peak is not None:
+            on_peak(max(answer["memory_mib_peak"], child.peak_mib))
+        return value
 
     def prestart(self, shared: Sequence[str] = (), imports: Sequence[str] = (), *, count: int = 1) -> None:
         """Start missing children and let them import modules in the background.
@@ -189,7 +194,7 @@ def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | N
     return memoryview(json.dumps(message).encode() + b"\n")
 
 
-def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) -> dict[str, Any]:
+def _value(answer: Mapping[str, Any], what: str, lines: Lines) -> dict[str, Any]:
     if "error" in answer:
         raised = decode_error(answer["error"])
         if isinstance(raised, StepError) and not raised.log:
@@ -202,7 +207,8 @@ def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) 
             hint="this is a defect of Engineworks; please report it with the log",
             log=defect["traceback"],
         )
-    return {**answer["value"], "memory_mib_peak": max(answer["memory_mib_peak"], seen_mib)}
+    value: dict[str, Any] = answer["value"]
+    return value
 
 
 CAUSES: Mapping[int, str] = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+import mmap
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -12,8 +11,9 @@ from engineworks.errors import ModelError
 from engineworks.host.lazy import onnx
 from engineworks.host.regular_files import open_regular
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
-from engineworks.model.soundness import check_sound, external_file, external_number, make_dense, shown
-from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
+from engineworks.model.soundness import check_raw, check_sound, external_file, external_number, make_dense, shown
+from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
+from engineworks.model.wire import Span, without_raw_data
 from engineworks.tensors import Dim, TensorSpec
 
 MODEL_FILE = "model.onnx"
@@ -38,22 +38,53 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
 
     Raises `ModelError` if it is not a model.
     """
+    model, _ = _parsed(path, lambda file: (file.read(), {}))
+    check_sound(model, path)
+    if weights:
+        _load_external(model, path)
+    make_dense(model, str(path))
+    return model
+
+
+def load_detached(path: Path) -> onnx.ModelProto:
+    """Parse the ONNX file without the values of its large initializers, which refer to where they lie in it: it costs
+    the graph's memory alone. Those in other files stay as they are (`detach_weights`). Raises `ModelError` as
+    `load_model`."""
+    model, spans = _parsed(path, _light)
+    for index, (start, end) in spans.items():
+        detach(model.graph.initializer[index], path.resolve(), start, end - start)
+    check_sound(model, path)
+    for index, (start, end) in spans.items():
+        tensor = model.graph.initializer[index]
+        check_raw(tensor, end - start, f"{path}: tensor '{shown(tensor.name)}'")
+    make_dense(model, str(path))
+    return model
+
+
+def _light(file: IO[bytes]) -> tuple[bytes, dict[int, Span]]:
+    try:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return without_raw_data(data, _DETACHED_FROM_BYTES)
+    except (IndexError, ValueError):  # empty, or no protobuf, which the parser says
+        return file.read(), {}
+
+
+def _parsed(
+    path: Path, read: Callable[[IO[bytes]], tuple[bytes, dict[int, Span]]]
+) -> tuple[onnx.ModelProto, dict[int, Span]]:
     from google.protobuf.message import DecodeError
 
     try:
         with open_regular(path) as file:
-            model = onnx.load_model_from_string(file.read())
+            content, spans = read(file)
+        model = onnx.load_model_from_string(content)
     except DecodeError:
         raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the model cannot be read: {error}") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
-    check_sound(model, path)
-    if weights:
-        _load_external(model, path)
-    make_dense(model, str(path))
-    return model
+    return model, spans
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -78,15 +109,15 @@ def check_tensors(model: onnx.ModelProto, path: Path) -> None:
 
 
 def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.ModelProto:
-    """A copy of `model`, as `load_model(path, weights=False)` gave it, whose weights stay on disk: every large
-    initializer refers to its bytes in the model's own data file, or in `spill`, which is written. Other tensors are
-    held whole. `model` is used up.
+    """A copy of `model`, as `load_model(path, weights=False)` or `load_detached` gave it, whose weights stay on disk:
+    every large initializer refers to its bytes in the model's own files, or in `spill`, which is written. Other tensors
+    are held whole. `model` is used up.
 
     Raises `ModelError` for external data that is missing, outside of the folder or cut short.
     """
     external_files(path, model)
     root = path.parent.resolve()
-    for tensor in all_tensors(model):
+    for tensor, _ in external_tensors(model, path):
         if is_external(tensor):
             detach(tensor, *_external_place(path, root, tensor))
             if tensor_bytes(tensor) < _DETACHED_FROM_BYTES:
@@ -97,7 +128,7 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
         for tensor in model.graph.initializer:
             if tensor_bytes(tensor) < _DETACHED_FROM_BYTES or is_external(tensor):
                 continue
-            start = _align(file)
+            start = file.tell()
             if append_values(tensor, file):
                 detach(tensor, spill, start)
     # Protobuf frees a message's memory only as a whole: the copy is without what was cleared.
@@ -105,14 +136,13 @@ def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.Mode
     return light
 
 
-def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False, spill: Path | None = None) -> None:
+def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False) -> None:
     """Write the model to `path`, its weights to `<path>.data` when large or with `beside`. The same model gives
     the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
-    they go next to the file. spill: the caller's file of them, as `detach_weights` wrote it: where it is what would be
-    written, it is moved there instead. Raises `ModelError` if the rest does not fit into one message,
-    and for an opset that ONNX Runtime does not read.
+    they go next to the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
+    Runtime does not read.
     """
     from google.protobuf.message import EncodeError
 
@@ -123,10 +153,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, beside: bool = False, spil
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     if beside or weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
-        as_written = spill is not None and _is_as_written(spill, model.graph.initializer)
-        if spill and as_written:
-            os.replace(spill, data)
-        with nullcontext() if as_written else data.open("wb") as file:
+        with data.open("wb") as file:
             for tensor in model.graph.initializer:
                 _write_external(tensor, shell.graph.initializer.add(), file, data.name)
     else:
@@ -211,9 +238,19 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tensor_specs(model.graph.output)
 
 
+def external_tensors(model: onnx.ModelProto, path: Path) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
+    """Yield the tensors with external data, and what their entries say; without those whose values `load_detached` left
+    in the model's own file."""
+    own = str(path.resolve())
+    for tensor in all_tensors(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if (entries or is_external(tensor)) and entries.get("location") != own:
+            yield tensor, entries
+
+
 def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
     root = path.parent.resolve()
-    names = {e.value for t in all_tensors(model) for e in t.external_data if e.key == "location"}
+    names = {entries["location"] for _, entries in external_tensors(model, path) if "location" in entries}
     files = [path]
     for name in sorted(names):
         file = external_file(root, name, str(path))
@@ -252,34 +289,12 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     return shell
 
 
-def _is_as_written(spill: Path, tensors: Iterable[onnx.TensorProto]) -> bool:
-    """Whether the file holds all large tensors, one after the other, aligned, and nothing else."""
-    end = 0
-    for tensor in tensors:
-        if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
-            if not is_external(tensor) or external_span(tensor)[:2] != (spill, _aligned(end)):
-                return False
-            end = _aligned(end) + tensor_bytes(tensor)
-    return end == spill.stat().st_size
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _align(file: IO[bytes]) -> int:
-    """Seek to the next multiple of the alignment, and return it."""
-    return file.seek(_aligned(file.tell()))
-
-
-def _write_external(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes] | None, location: str) -> None:
-    """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message.
-
-    file: None where the values already are where they would be written.
-    """
+def _write_external(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:
+    """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message."""
     if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
-        start = external_span(tensor)[1] if file is None else _align(file)
-        if file is None or append_values(tensor, file):
+        file.seek(-file.tell() % _ALIGNMENT, 1)
+        start = file.tell()
+        if append_values(tensor, file):
             written.name, written.data_type, written.doc_string = tensor.name, tensor.data_type, tensor.doc_string
             written.dims.extend(tensor.dims)
             detach(written, Path(location), start)

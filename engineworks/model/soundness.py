@@ -140,16 +140,21 @@ def _check_dims(dims: Iterable[int], what: str) -> None:
 def _check_amount(tensor: onnx.TensorProto, what: str) -> None:
     if is_external(tensor):
         return
-    stored, elements = len(tensor.raw_data), math.prod(tensor.dims)
+    elements = math.prod(tensor.dims)
     if tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING:
-        needed = tensor_bytes(tensor)
-        if stored != needed:
-            raise ModelError(f"{what} needs {needed:,} bytes, and {stored:,} are stored", hint=_EXPORT_AGAIN)
+        check_raw(tensor, len(tensor.raw_data), what)
         return
     values = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
     held = max(len(tensor.string_data), *map(len, values))
     if not elements / 8 <= held <= 2 * elements:  # packed 4-bit values; a complex number is two
         raise ModelError(f"{what} needs {elements:,} values, and {held:,} are stored", hint=_EXPORT_AGAIN)
+
+
+def check_raw(tensor: onnx.TensorProto, stored: int, what: str) -> None:
+    """Check the number of bytes of a tensor's raw data. Raises `ModelError`."""
+    needed = tensor_bytes(tensor)
+    if stored != needed:
+        raise ModelError(f"{what} needs {needed:,} bytes, and {stored:,} are stored", hint=_EXPORT_AGAIN)
 
 
 MOST_DENSE = 1 << 28

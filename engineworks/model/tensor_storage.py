@@ -8,6 +8,8 @@ copies references instead of gigabytes; only what is folded is read in. Such a m
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any
@@ -34,12 +36,17 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def detach(tensor: onnx.TensorProto, file: Path, offset: int) -> None:
-    """Let the tensor refer to its values at this absolute place; the caller has put them there."""
+def detach(tensor: onnx.TensorProto, file: Path, offset: int, length: int | None = None) -> None:
+    """Let the tensor refer to its values at this absolute place; the caller has put them there. length: in bytes, where
+    the tensor is not yet known to be sound."""
     for field in ("raw_data", "external_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(field)
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", file), ("offset", offset), ("length", tensor_bytes(tensor))):
+    for key, value in (
+        ("location", file),
+        ("offset", offset),
+        ("length", tensor_bytes(tensor) if length is None else length),
+    ):
         tensor.external_data.add(key=key, value=str(value))
 
 
@@ -104,6 +111,18 @@ def _opened(tensor: onnx.TensorProto) -> IO[bytes]:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+    """Copy bytes from one file's position to the other's, within the kernel where it can."""
+    target.flush()
+    start, to, copied = source.tell(), target.tell(), 0
+    with suppress(OSError, AttributeError):  # other systems, and file systems that cannot
+        while copied < length:
+            now = os.copy_file_range(source.fileno(), target.fileno(), length - copied, start + copied, to + copied)
+            if not now:
+                break
+            copied += now
+    source.seek(start + copied)
+    target.seek(to + copied)
+    length -= copied
     while length:
         chunk = source.read(min(length, _COPY_CHUNK_BYTES))
         if not chunk:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import FoldError, ModelError, SamplesError
-from engineworks.model import onnx_files, tensor_storage
+from engineworks.model import onnx_files
 from engineworks.model.fold import fold, folding, large_constants
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.fold.folding import Strategy
@@ -567,31 +567,6 @@ def test_a_fold_that_changes_values_is_passed_over(
     assert report.fallbacks[0] == Fallback("crashing", "IndexError: lost node 2")
     assert report.fallbacks[1].why.startswith("output 'y' differs by 0.0257139 where it is 15.4286, allowed are")
     assert report.to_json()["fallbacks"][0] == {"strategy": "crashing", "why": "IndexError: lost node 2"}
-
-
-def _negated(model: onnx.ModelProto, _: Path) -> onnx.ModelProto:
-    model.graph.node[-1].output[0] = "positive"
-    model.graph.node.append(node("Neg", ["positive"], ["y"]))
-    return model
-
-
-def test_weights_that_no_strategy_changes_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They become the folded model's file; an attempt that was refused gives them back."""
-    model = model_of(
-        [node("MatMul", ["x", "up"], ["wide"]), node("MatMul", ["wide", "down"], ["y"])],
-        weights=[weight("up", ramp(4, 512)), weight("down", ramp(512, 4))],
-    )
-    monkeypatch.setattr(fold, "_BESIDE_ABOVE_BYTES", 4096)
-    expected = Folded(tmp_path / "at once", model)
-    monkeypatch.setattr(fold, "STRATEGIES", [Strategy("negated", _negated), *folding.STRATEGIES])
-    copied: list[str] = []
-    monkeypatch.setattr(tensor_storage, "_copy", lambda source, *_: copied.append(source.name))
-    folded = Folded(tmp_path / "after another", model)
-    assert ([f.strategy for f in folded.report.fallbacks], copied) == (["negated"], [])
-    for name in ("model.onnx", "model.onnx.data"):
-        assert (folded.out.with_name(name)).read_bytes() == (expected.out.with_name(name)).read_bytes()
-    before, after = folded.run({"x": ramp(2, 3, 4)})
-    np.testing.assert_allclose(after[0], before[0], rtol=1e-5)
 
 
 def test_if_no_way_is_right_the_error_names_output_and_figure_and_nothing_is_written(

@@ -13,8 +13,14 @@ from typing import Any
 from engineworks.errors import ExportError, ModelError
 from engineworks.host.lazy import onnx
 from engineworks.host.packages import installed_version
-from engineworks.model.graphs import all_tensors
-from engineworks.model.onnx_files import MODEL_FILE, check_tensors, external_files, load_model, opset_of
+from engineworks.model.onnx_files import (
+    MODEL_FILE,
+    check_tensors,
+    external_files,
+    external_tensors,
+    load_detached,
+    opset_of,
+)
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 from engineworks.typed_json import Record
 
@@ -96,7 +102,7 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
 
 def checked_model(source: Path) -> tuple[int, list[str]]:
     """Return the opset of an ONNX file and the names of its external data. Raises `ModelError` as `export_onnx`."""
-    model = load_model(source, weights=False)
+    model = load_detached(source)
     external_files(source, model)  # refuses those that are missing or outside of the folder
     check_tensors(model, source)
     return opset_of(model), _external_names(source, model)
@@ -125,8 +131,7 @@ def versions_of(*distributions: str) -> dict[str, str]:
 def _external_names(source: Path, model: onnx.ModelProto) -> list[str]:
     """Names of the files that hold external tensors, each long enough: a truncated download is found here."""
     sizes: dict[str, int] = {}
-    for tensor in all_tensors(model):
-        entry = {e.key: e.value for e in tensor.external_data}
+    for tensor, entry in external_tensors(model, source):
         name = entry.get("location")
         if not name:
             continue

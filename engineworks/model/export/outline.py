@@ -17,6 +17,7 @@ from pathlib import Path
 from engineworks.errors import Keys, ModelError, did_you_mean
 from engineworks.host.regular_files import open_regular
 from engineworks.model.soundness import external_number, shown
+from engineworks.model.wire import Span, fields, varint
 from engineworks.tensors import Dim, TensorSpec
 
 _GRAPH, _OPSET, _METADATA = 7, 8, 14  # ModelProto
@@ -25,7 +26,6 @@ _TENSOR_NAME, _EXTERNAL, _KEY, _ENTRY_VALUE = 8, 13, 1, 2  # TensorProto, String
 _SPARSE_VALUES = 1  # SparseTensorProto
 _VALUE_NAME, _TYPE, _TENSOR_TYPE = 1, 2, 1  # ValueInfoProto, TypeProto
 _ELEMENT, _SHAPE, _DIM, _LENGTH, _SYMBOL = 1, 2, 1, 1, 2  # TypeProto.Tensor, TensorShapeProto, its Dimension
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 _KINDS: Mapping[int, str] = {1: "tensor", 4: "sequence", 5: "map", 8: "sparse_tensor", 9: "optional"}
 _DTYPES: Mapping[int, str] = {
@@ -33,8 +33,6 @@ _DTYPES: Mapping[int, str] = {
     10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
 }  # fmt: skip
 """TensorProto.DataType; others, such as float8, are no inputs that a recipe could declare."""
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -173,9 +171,9 @@ def _outline(data: mmap.mmap, path: Path) -> Outline:
     outputs: list[Declared] = []
     weights: set[str] = set()
     complete = {_OPSET: False, _NODE: False}
-    for field, span in _fields(data, (0, len(data))):
+    for field, span in fields(data, (0, len(data))):
         complete[_OPSET] |= field == _OPSET
-        for part, inner in _fields(data, span) if field == _GRAPH else ():
+        for part, inner in fields(data, span) if field == _GRAPH else ():
             complete[_NODE] |= part == _NODE
             if part == _INPUT:
                 inputs.append(_declared(data, inner))
@@ -202,7 +200,7 @@ def _add_external(data: mmap.mmap, tensor: Span, sizes: dict[str, int]) -> None:
 def _declared(data: mmap.mmap, value: Span) -> Declared:
     name, kind, dtype, shape = _text(data, value, _VALUE_NAME), "", "", None
     for type_span in _all(data, value, _TYPE):
-        for field, inner in _fields(data, type_span):
+        for field, inner in fields(data, type_span):
             kind = _KINDS.get(field, kind)
             if field == _TENSOR_TYPE:
                 dtype = _DTYPES.get(_number(data, inner, _ELEMENT) or 0, dtype)
@@ -226,45 +224,11 @@ def _text(data: mmap.mmap, message: Span, wanted: int) -> str:
 
 def _number(data: mmap.mmap, message: Span, wanted: int) -> int | None:
     number = None
-    for field, (at, end) in _fields(data, message):
+    for field, (at, end) in fields(data, message):
         if field == wanted and at < end:
-            number, _ = _varint(data, at)
+            number, _ = varint(data, at)
     return number
 
 
 def _all(data: mmap.mmap, message: Span, wanted: int) -> Iterator[Span]:
-    return (span for field, span in _fields(data, message) if field == wanted)
-
-
-def _fields(data: mmap.mmap, message: Span) -> Iterator[tuple[int, Span]]:
-    """Number, start and end of every field's value in the message; of a varint, the bytes that it is written in."""
-    at, end = message
-    while at < end:
-        tag, at = _varint(data, at)
-        field, kind = tag >> 3, tag & 7
-        if kind == _BYTES:
-            length, start = _varint(data, at)
-            at = start + length
-        elif kind == _VARINT:
-            start = at
-            _, at = _varint(data, at)
-        elif kind in (_FIXED64, _FIXED32):
-            start, at = at, at + (8 if kind == _FIXED64 else 4)
-        else:
-            raise ValueError(f"unknown wire type {kind}")
-        if at > end or not field:
-            raise ValueError("a field runs past its message, or has no number")
-        yield field, (start, at)
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint is too long")
+    return (span for field, span in fields(data, message) if field == wanted)

@@ -40,12 +40,17 @@ from engineworks.model.fold.tidy import (
     name_tensors,
 )
 from engineworks.model.graphs import subgraphs
-from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model, weight_bytes
+from engineworks.model.onnx_files import (
+    detach_weights,
+    is_too_new,
+    load_detached,
+    load_model,
+    opset_of,
+    save_model,
+    weight_bytes,
+)
 from engineworks.model.opset import STANDARD, check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
-
-_SPILL = "weights"
-"""Name of the file of detached weights in the folder of all attempts."""
 
 _BESIDE_ABOVE_BYTES = 1 << 24
 """Weights above this go next to the folded model: five steps read its graph, and few of them its weights."""
@@ -85,7 +90,9 @@ def fold_model(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fold-") as folder:
         work = Path(folder)
-        model = load_model(source, weights=False)
+        model = load_detached(source)
+        if is_too_new(model):  # ONNX's converter wants all of it
+            model = load_model(source, weights=False)
         nodes_before, opset_from = count_nodes(model.graph), opset_of(model)
         model, lowered = lower_to_limits(model, str(source))
         check_operators(model, str(source))
@@ -117,7 +124,7 @@ def _detached(model: onnx.ModelProto, source: Path, work: Path, *, as_it_is: boo
     constants_to_initializers(model.graph)
     name_tensors(model.graph)
     hoist_initializers(model.graph)
-    model = detach_weights(model, source.resolve(), work / _SPILL)
+    model = detach_weights(model, source.resolve(), work / "weights")
     if as_it_is and not has_duplicate_node_names(model.graph):
         return model, source
     name_nodes(model.graph)
@@ -159,8 +166,6 @@ def _first_proven(
             folded, max_abs = _attempt(strategy, prepared, original, path)
         except (FoldError, ModelError) as error:
             fallbacks.append(Fallback(strategy.name, error.message.replace(f"{path}: ", "")))
-            if not (work / _SPILL).exists():  # it became this attempt's file
-                os.replace(_data_of(path), work / _SPILL)
             shutil.rmtree(folder)
             continue
         _move(path, out)
@@ -196,8 +201,7 @@ def _attempt(
     folded = finish(folded, prepared)
     shapes = _shapes(original.expected[0].outputs)
     dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, shapes)
-    beside = weight_bytes(folded) > _BESIDE_ABOVE_BYTES
-    save_model(folded, path, beside=beside, spill=path.parents[1] / _SPILL)
+    save_model(folded, path, beside=weight_bytes(folded) > _BESIDE_ABOVE_BYTES)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
@@ -211,13 +215,9 @@ def _attempt(
 
 def _move(path: Path, out: Path) -> None:
     """Put the written files in place, the weights before the model that refers to them."""
-    data, out_data = _data_of(path), _data_of(out)
+    data, out_data = (p.with_name(f"{p.name}.data") for p in (path, out))
     if data.exists():
         os.replace(data, out_data)
     else:
         out_data.unlink(missing_ok=True)
     os.replace(path, out)
-
-
-def _data_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")

@@ -437,7 +437,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_over_a_server_it_is_the_same(server: str, tmp_path: Path, client: MlflowClient) -> None:
+def test_over_a_server_it_is_the_same(server: str, tmp_path: Path) -> None:
     tracking = open_tracking(tmp_path, server, experiment="over-rest")
     with tracking.start_build("any", "key", {}, {}) as build:
         run_id = build.record_engine(EngineRecord("any/fp32/cpu"))
@@ -456,4 +456,4 @@ def test_over_a_server_it_is_the_same(server: str, tmp_path: Path, client: Mlflo
     assert found is not None
     assert (found.version, found.digest) == (1, "a" * 64)
     assert (registry.download("rest", 1, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
-    assert CLAIM not in client.get_registered_model("rest").tags
+    assert CLAIM not in by_hand(tracking).get_registered_model("rest").tags

@@ -28,7 +28,7 @@ HOOKS = Path(__file__).parent / "hooks"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 LIMIT_S = 240.0
 ENGINES = ("tiny/fp32/cpu", "tiny/int8/cpu")
-PASSED = ", ".join(f"{engine}: pass" for engine in ENGINES)
+PASSED = f"Yes: {len(ENGINES)} engines passed"
 STEPS = 14
 """Of the tiny recipe."""
 

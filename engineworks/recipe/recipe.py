@@ -171,7 +171,7 @@ class Calibration(Part):
     averaging: Fraction | None = Field(
         None, description="moving_average: weight of a new batch, e.g. 0.01; default: the mean over all batches"
     )
-    batch: Length = Field(8, description="samples per calibration step")
+    batch: Length = Field(4, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
     unquantized: Float | None = Field(
         None, description="what computes around quantized nodes; default: fp16 on GPU targets, fp32 on the CPU"

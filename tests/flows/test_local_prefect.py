@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from engineworks.settings import Settings
 from flows import local_prefect_server
 from flows.local_prefect import LocalPrefect, check_answers
 from flows.local_prefect_child import ServerChild
+from flows.local_prefect_server import LazyModule
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120
@@ -179,6 +181,54 @@ def test_the_server_asks_for_the_password_of_its_build(home: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     answers = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert answers.stdout.splitlines() == ["401 401", "401 401", "200 200"]
+
+
+FIRST_STATE = """
+import asyncio, os, sys
+from pathlib import Path
+import httpx
+from flows import local_prefect_server as local
+
+home = os.environ["PREFECT_HOME"] = sys.argv[1]
+os.environ["PREFECT_SERVER_API_AUTH_STRING"] = "a:b"
+local.must_migrate(Path(home, "prefect.db"))
+app = local.create_app(migrate=False)
+
+async def main():
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://local/api", auth=("a", "b")) as client:
+        flow = (await client.post("/flows/", json={"name": "build"})).json()
+        run = {"flow_id": flow["id"], "state": {"type": "PENDING"}}
+        made = (await client.post("/flow_runs/", json=run)).json()
+        print(made["state"]["type"], "prefect.server.api.deployments" in sys.modules)
+        others = await client.post("/variables/filter", json={})
+        print(others.status_code, "prefect.server.api.deployments" in sys.modules)
+
+asyncio.run(main())
+"""
+
+
+def test_the_server_imports_other_routes_only_for_requests_of_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FIRST_STATE, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answers = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT_S)
+    assert answers.stdout.splitlines() == ["PENDING False", "200 True"]
+
+
+def test_a_lazy_module_is_loaded_once_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_a_vendor.py").write_text("OTHER = 5\ndef double(x): return 2 * x\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    lazy = LazyModule("of_a_vendor", "double")
+    monkeypatch.setitem(sys.modules, "of_a_vendor", lazy)
+    double = importlib.import_module("of_a_vendor").double
+    assert sys.modules["of_a_vendor"] is lazy
+    assert double(2) == 4
+    loaded = sys.modules["of_a_vendor"]
+    assert loaded is not lazy
+    assert (lazy.OTHER, double(3)) == (5, 6)
+    assert sys.modules["of_a_vendor"] is loaded
+    with pytest.raises(AttributeError, match="NONE"):
+        _ = lazy.NONE
 
 
 def test_ctrl_c_while_the_server_starts_leaves_none(home: Path) -> None:

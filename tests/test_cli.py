@@ -73,7 +73,7 @@ def test_the_plan_as_json_says_exactly_what_will_be_done(repository: Path, capsy
         "method": "entropy",
         "percentile": 99.99,
         "averaging": None,
-        "batch": 8,
+        "batch": 4,
         "keep": [],
         "unquantized": None,
     }

@@ -20,6 +20,8 @@ from engineworks.host.cpu import read_text
 
 WAITING_SHARE = 0.05
 """Maximum share of its time that a measured process may wait for a processor without a complaint."""
+READING_S = 0.002
+"""Time that lies between the clocks of one reading, at most."""
 FOREIGN_SHARE = 0.10
 """Maximum share of its processors that others may use: they share caches, memory and clock."""
 STOLEN_SHARE = 0.02
@@ -69,6 +71,7 @@ def _load_complaints(first: Mapping[str, float], last: Mapping[str, float]) -> I
     stolen_s = last["stolen_s"] - first["stolen_s"]
     grain_s = 2 * last["processors"] / os.sysconf("SC_CLK_TCK")  # each counter lags by up to a tick, at both ends
     foreign_s = last["busy_s"] - first["busy_s"] - own_s
+    waited_s = min(waited_s, max(0.0, there_s - own_s - READING_S))  # its own threads wait for each other too
     if own_s + waited_s > 0 and (share := waited_s / (own_s + waited_s)) > WAITING_SHARE:
         yield f"other work had the processor: this process waited for it {100 * share:.0f}% of its time"
     if foreign_s - grain_s > FOREIGN_SHARE * there_s:

@@ -66,6 +66,22 @@ def test_short_stretches_allow_for_the_grain_of_the_ticks() -> None:
     assert LoadWatch().complaints([BEFORE, short]) == []
 
 
+@pytest.mark.parametrize(
+    ("wall_s", "own_s", "waited_s"), [(0.0094, 0.0174, 0.0054), (0.0095, 0.0214, 0.0075), (0.264, 0.5108, 0.031)]
+)
+def test_threads_that_wait_for_each_other_are_no_disturbance(wall_s: float, own_s: float, waited_s: float) -> None:
+    """Read on a quiet host: an engine's threads on two processors, of which they had nearly everything."""
+    own = BEFORE | {"monotonic_s": 100 + wall_s, "own_s": 5 + own_s, "busy_s": 50 + own_s, "waited_s": 1 + waited_s}
+    assert LoadWatch().complaints([BEFORE, own]) == []
+
+
+def test_a_short_load_next_to_another_process_is_disturbed() -> None:
+    """The other had one of the two processors; two threads waited for each other too."""
+    halved = BEFORE | {"monotonic_s": 100.017, "own_s": 5.017, "busy_s": 50.034, "waited_s": 1.02}
+    (complaint,) = LoadWatch().complaints([BEFORE, halved])
+    assert "this process waited for it 47% of its time" in complaint
+
+
 def test_nothing_is_said_of_readings_that_hold_nothing() -> None:
     assert LoadWatch().complaints([]) == []
     assert LoadWatch().complaints([{}, {}]) == []

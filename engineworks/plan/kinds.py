@@ -80,7 +80,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
-        9, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        10, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime", typed=(CalibrationReport,),
     ),
     "reference": StepKind(

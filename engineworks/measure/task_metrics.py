@@ -161,6 +161,10 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[tuple[i
     return dead
 
 
+MOST_NAMED = 5
+"""Classes that a message names."""
+
+
 def classes(rows: Array, threshold: float) -> Array:
     """One class per row, i64[...]: integers as they are, the largest of several logits, or whether a score ≥ threshold.
 
@@ -199,6 +203,14 @@ def auc(rows: Array, labels: Array) -> float:
     if not np.isfinite(scores).all():
         return math.nan
     metrics = _library("auc", "sklearn.metrics", "scikit-learn")
+    width = scores.shape[-1] if scores.ndim > 1 else 1
+    needed, found = max(2, width), np.unique(y)
+    if len(found) < needed:  # scikit-learn gives NaN
+        only = ", ".join(map(str, found[:MOST_NAMED].tolist())) + (" …" if len(found) > MOST_NAMED else "")
+        raise ModelError(
+            f"auc needs labels of all {needed} classes, these are of {len(found)} ({only})",
+            hint="give the evaluation data samples of every class",
+        )
     try:
         if scores.ndim < 2 or scores.shape[-1] == 1:
             return float(metrics.roc_auc_score(y, scores.reshape(-1)))
@@ -219,6 +231,8 @@ def spearman(rows: Array, labels: Array) -> float:
     scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
     if scores.shape != y.shape:
         raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
+    if np.ptp(y) == 0:
+        raise ModelError(f"spearman needs labels that differ: all are {y.flat[0]:g}")
     if not np.isfinite(scores).all() or np.ptp(scores) == 0:
         return math.nan
     return float(_library("spearman", "scipy.stats", "scipy").spearmanr(scores, y).statistic)

@@ -195,10 +195,10 @@ def row_cosines(engine: Array, reference: Array) -> Array:
     """Return the cosine of every row [rows, …] with the reference's, as float64[rows]: 1 where both are all zero or
     empty, 0 where one is.
 
-    Outputs of different shapes count as one row with cosine 0.
+    Where the shapes differ, every row of the reference has cosine 0.
     """
     if engine.shape != reference.shape:
-        return np.zeros(1)
+        return np.zeros(len(reference))
     e, r = (np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in (engine, reference))
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
     both_zero = ~e.any(axis=1) & ~r.any(axis=1)

@@ -72,6 +72,20 @@ def test_auc() -> None:
     assert math.isnan(value("auc", [[NAN], [1.0]], [0, 1]))
 
 
+@pytest.mark.parametrize(
+    ("metric", "rows", "labels", "part"),
+    [
+        ("auc", [[0.1], [0.4]], [1, 1], r"labels of all 2 classes, these are of 1 \(1\)"),
+        ("auc", [[0.1, 0.3], [0.4, 0.2]], [0, 0], r"labels of all 2 classes, these are of 1 \(0\)"),
+        ("auc", one_hot([0, 1, 2], 4), [0, 1, 2], r"labels of all 4 classes, these are of 3 \(0, 1, 2\)"),
+        ("spearman", [1.0, 2.0, 3.0], [4, 4, 4], "labels that differ: all are 4"),
+    ],
+)
+def test_labels_that_decide_nothing_are_an_error_and_no_figure(metric: str, rows: Any, labels: Any, part: str) -> None:
+    with pytest.raises(ModelError, match=part):
+        value(metric, rows, labels)
+
+
 def test_spearman() -> None:
     assert value("spearman", [[1.0], [2.0], [9.0]], [10, 20, 30]) == pytest.approx(1)
     assert value("spearman", [3.0, 2.0, 1.0], [10, 20, 30]) == pytest.approx(-1)

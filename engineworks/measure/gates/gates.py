@@ -95,7 +95,10 @@ _OUTPUT_LIMITS = {
 }
 
 
-ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS, "worst_slice_ratio", "slices")
+ACCURACY_CHECKS = (
+    "finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS, "classes", "worst_slice_ratio", "slices", "synthetic_cosine",
+    "greedy_agreement", "token_agreement",
+)  # fmt: skip
 """Checks that another precision, or excluding nodes from it, may make pass."""
 
 

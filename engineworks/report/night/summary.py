@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from engineworks.builds.results import BuildResult
-from engineworks.measure.check import message_of
+from engineworks.measure.check import Check, deciding, message_of
 from engineworks.report.background import Point
 from engineworks.report.night.changes import changes_since, past_of, recipe_of
 
@@ -215,8 +215,8 @@ def _served(report: Mapping[str, Any]) -> dict[str, float | None]:
 def _why(engine: Mapping[str, Any]) -> str:
     if engine.get("error"):
         return str(engine["error"]).splitlines()[0]
-    open_checks = [c for c in engine.get("checks", ()) if c["verdict"] != "pass"]
-    return next((message_of(c) for c in sorted(open_checks, key=lambda c: bool(c.get("waived")))), "")
+    check = deciding(map(Check.from_json, engine.get("checks", ())))
+    return check.message if check else ""
 
 
 def _refused(engine: Mapping[str, Any]) -> dict[str, Any]:

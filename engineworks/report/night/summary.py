@@ -15,6 +15,7 @@ from engineworks.builds.results import BuildResult
 from engineworks.measure.check import Check, deciding, message_of
 from engineworks.report.background import Point
 from engineworks.report.night.changes import changes_since, past_of, recipe_of
+from engineworks.tensors import dims_text
 
 NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
 """The summary's files in the night's MLflow run."""
@@ -193,11 +194,14 @@ def _recipe(build: Mapping[str, Any]) -> dict[str, Any]:
 
 def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
     metric = (engine.get("accuracy") or {}).get("metric") or {}
+    shapes: Mapping[str, Any] = engine.get("latency") or {}
+    first = next((f"{name} {dims_text(values.get('dims', {}))}" for name, values in shapes.items()), "")
     return {
         "id": engine["id"], "verdict": engine["verdict"], "waived": bool(engine.get("waived")), "why": _why(engine),
         "digest": engine.get("digest"), "bytes": engine.get("bytes"),
         "latency_ms_p50": engine.get("latency_ms_p50"), "throughput_per_s": engine.get("throughput_per_s"),
-        "metric": metric.get("engine"), **_served(engine.get("served") or {}),
+        "metric": metric.get("engine"), "metric_name": metric.get("name", ""),
+        "shape": first, **_served(engine.get("served") or {}),
     }  # fmt: skip
 
 

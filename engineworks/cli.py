@@ -307,7 +307,11 @@ def run_command(arguments: Sequence[str] | None) -> int:
         terminal.print_error(INTERRUPTED)
         return errors.EXIT_INTERRUPTED
     except BrokenPipeError:
-        return errors.EXIT_PASSED
+        return errors.EXIT_UNREAD
+    except SystemExit as exit_:  # typer makes an exit of 1, a failed gate, of a broken pipe
+        if isinstance(exit_.__context__, BrokenPipeError):
+            return errors.EXIT_UNREAD
+        raise
     except Exception as error:  # noqa: BLE001 - the outer boundary
         return _last_word(error)
 

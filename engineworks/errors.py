@@ -44,6 +44,8 @@ EXIT_INCONCLUSIVE = 3
 EXIT_STEP_FAILED = 4
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""Whoever read the output ended first, as `head` does: a shell's number for SIGPIPE, and no verdict."""
 
 
 Keys = tuple[str | int, ...]

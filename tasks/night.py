@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.errors import EngineworksError, InputError
-from engineworks.measure.check import message_of
+from engineworks.measure.check import Check, deciding, message_of
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.report.palette import precision_of
 
@@ -92,7 +92,9 @@ def choose_recipes(
 def night_of_result(verdicts: Mapping[str, Any], chosen: Chosen, status: RecipeStatus) -> RecipeNight:
     """Return every engine's outcome in a build's result (as JSON)."""
     engines = [
-        EngineNight(e["id"], _status(e), _message(e), _failed_check(e).get("name", "")) for e in verdicts["engines"]
+        EngineNight(e["id"], _status(e), str(e["error"] or check.message), check.name)
+        for e in verdicts["engines"]
+        for check in [deciding(map(Check.from_json, e["checks"])) or Check("", "pass", "")]
     ]
     engines += [EngineNight(r["id"], "refused", message_of(r)) for r in verdicts["refused"]]
     file = str(chosen.path)
@@ -206,16 +208,6 @@ def _unique(chosen: Sequence[Chosen]) -> list[Chosen]:
 
 def _status(engine: Mapping[str, Any]) -> str:
     return f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
-
-
-def _message(engine: Mapping[str, Any]) -> str:
-    if engine["error"]:
-        return str(engine["error"])
-    return message_of(_failed_check(engine))
-
-
-def _failed_check(engine: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((c for c in engine["checks"] if c["verdict"] != "pass"), {})
 
 
 def _counted(noun: str, statuses: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engineworks.cli import run_command
+from engineworks.errors import EXIT_UNREAD
 from engineworks.recipe.schema import recipe_schema
 from engineworks.recipe.yaml_nodes import read_yaml
 
@@ -189,3 +190,13 @@ def test_the_installed_program_runs() -> None:
     result = subprocess.run([program, "validate", "--schema"], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert json.loads(result.stdout)["title"] == "Engineworks recipe"
+
+
+def test_a_reader_that_ends_first_is_no_failed_gate() -> None:
+    program = Path(sys.executable).parent / "engineworks"
+    with subprocess.Popen([program, "validate", "--schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == EXIT_UNREAD
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

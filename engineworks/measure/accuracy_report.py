@@ -12,6 +12,7 @@ from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.measure.decoder.report import DecoderAccuracy
 from engineworks.measure.served_report import Served
 from engineworks.measure.slices import Slice
+from engineworks.measure.statistics import number_text
 from engineworks.typed_json import Count, Document, Report
 
 
@@ -48,6 +49,15 @@ class MetricValues(Document):
     slices: tuple[Slice, ...] = ()
     interval: tuple[float, float] | None = None
     agreement: float | None = None
+
+    @property
+    def nondeterministic(self) -> str:
+        """Why no limit can decide on a metric that answers the same outputs in two ways; '' for any other."""
+        if self.repeated is None:
+            return ""
+        again = number_text(self.repeated) if isinstance(self.repeated, float) else self.repeated
+        values = f"gave {number_text(self.engine)} and then {again} for the same outputs"
+        return f"Not to be trusted: {self.name} {values}; take the chance out of it (a fixed seed)."
 
     def loss(self) -> float | None:
         """The lost share of fp32's metric on labels, inf if a figure is no number; None without labels, because the

@@ -47,5 +47,13 @@ def checked(name: str, good: bool, message: str) -> Check:
 def worst(checks: Iterable[Check]) -> CheckVerdict:
     """The most severe verdict of the checks without a waiver."""
     verdicts = {c.verdict for c in checks if not c.waived}
-    order: tuple[CheckVerdict, ...] = ("fail", "inconclusive", "unmeasured")
-    return next((verdict for verdict in order if verdict in verdicts), "pass")
+    return next((verdict for verdict in _SEVERITY if verdict in verdicts), "pass")
+
+
+def deciding(checks: Iterable[Check]) -> Check | None:
+    """The first check with the most severe verdict, those with a waiver last; None if all pass."""
+    open_checks = [c for c in checks if c.verdict != "pass"]
+    return min(open_checks, key=lambda c: (bool(c.waived), _SEVERITY.index(c.verdict)), default=None)
+
+
+_SEVERITY: tuple[CheckVerdict, ...] = ("fail", "inconclusive", "unmeasured")

@@ -106,12 +106,18 @@ def _values(name: str, rows: Rows, score: Score, lower: bool, upper: float, coun
     ratio = 0.0 if not math.isfinite(ratio) else ratio
     draws = np.array(list(_draws(rows, score, lower, count)))
     ratio_error, engine_error = draws.std(axis=0, ddof=1) if len(draws) > 1 else (0.0, 0.0)
-    low, z = _bound(ratio, ratio_error, len(rows), ERROR_RATE, 0.0), NormalDist().inv_cdf(1 - ERROR_RATE)
+    low = _bound(ratio, ratio_error, len(rows), ERROR_RATE, 0.0)
     high = _bound(ratio, ratio_error, len(rows), upper, max(1.0, ratio))
-    return Slice(
-        name, len(rows), finite(engine), reference, ratio, low, high,
-        finite(engine - z * engine_error), finite(engine + z * engine_error),
-    )  # fmt: skip
+    worst, best = _metric_bounds(engine, engine_error, len(rows))
+    return Slice(name, len(rows), finite(engine), reference, ratio, low, high, finite(worst), finite(best))
+
+
+def _metric_bounds(engine: float, error: float, rows: int) -> tuple[float, float]:
+    """The bounds of the engine's own metric. Rows that all agree are no certainty: see `_bound`."""
+    if error == 0 and engine >= 0:
+        return _bound(engine, 0, rows, ERROR_RATE, 0.0), _bound(engine, 0, rows, ERROR_RATE, max(1.0, engine))
+    z = NormalDist().inv_cdf(1 - ERROR_RATE)
+    return engine - z * error, engine + z * error
 
 
 def _bound(ratio: float, error: float, rows: int, alpha: float, unobserved: float) -> float:

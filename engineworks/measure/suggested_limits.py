@@ -62,16 +62,20 @@ def suggest_limits(precision: str, found: Sequence[Evidence], before: Mapping[st
     before: the recipe's limits of this precision. fp32 gets a limit of the metric itself, others of their ratio to it.
     """
     made = [_cosine(found), *([_metric(found)] if precision == "fp32" else [_ratio(found)])]
+    lower = any(e.metric.lower_is_better for e in found if e.metric)
     return [
-        Suggestion(precision, name, value, before.get(name), reason + _looser(name, value, before.get(name)))
+        Suggestion(precision, name, value, before.get(name), reason + _looser(name, value, before.get(name), lower))
         for name, value, reason in filter(None, made)
         if before.get(name) is None or not math.isclose(before[name], value, rel_tol=1e-9)
     ]
 
 
-def _looser(name: str, value: float, before: float | None) -> str:
-    """Say so, where the present limit is stricter than what was measured allows: of limits that are minima."""
-    return "; looser than now" if name != "metric" and before is not None and value < before else ""
+def _looser(name: str, value: float, before: float | None, lower_is_better: bool) -> str:
+    """Say so, where the present limit is stricter than what was measured allows. All but an error rate's are minima."""
+    if before is None:
+        return ""
+    maximum = name == "metric" and lower_is_better
+    return "; looser than now" if (value > before if maximum else value < before) else ""
 
 
 Made = tuple[str, float, str] | None
@@ -104,18 +108,18 @@ def _ratio(found: Sequence[Evidence]) -> Made:
 
 
 def _metric(found: Sequence[Evidence]) -> Made:
-    """fp32's own metric: how far other samples of the same kind could move it."""
-    for evidence in found:
-        overall, metric = evidence.overall, evidence.metric
-        if overall is None or metric is None or overall.engine is None:
-            continue
-        bound = overall.engine_high if metric.lower_is_better else overall.engine_low
-        if bound is not None:
-            reason = (
-                f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
-            )
-            return "metric", _rounded(bound, up=metric.lower_is_better), reason
-    return None
+    """fp32's own metric: how far other samples of the same kind could move it, of the worst engine."""
+    bounds = [
+        (e.overall.engine_high if e.metric.lower_is_better else e.overall.engine_low, e.overall, e.metric)
+        for e in found if e.overall is not None and e.metric is not None
+    ]  # fmt: skip
+    known = [(bound, overall, metric) for bound, overall, metric in bounds if bound is not None]
+    if not known:
+        return None
+    lower = known[0][2].lower_is_better
+    bound, overall, metric = (max if lower else min)(known, key=lambda one: one[0])
+    reason = f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
+    return "metric", _rounded(bound, up=lower), reason
 
 
 def _of(found: Iterable[Evidence], nights: Sequence[float]) -> str:

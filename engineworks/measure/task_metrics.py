@@ -93,6 +93,7 @@ def hit_rate(predictions: Array, labels: Array) -> float:
             f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(predictions.shape[:-1])}"
         )
     counted = _counted("top_k", labels)
+    labels = _whole("top_k", labels)
     return float((predictions == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
 
 
@@ -120,6 +121,7 @@ def span_rate(predictions: Array, labels: Array) -> float:
     if labels.shape != predictions.shape:
         raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(predictions.shape)}")
     counted = _counted("span", labels).all(axis=-1)
+    labels = _whole("span", labels)
     return float((predictions == labels).all(axis=-1)[counted].mean())
 
 
@@ -129,6 +131,15 @@ def _counted(name: str, labels: Array) -> Array:
     if not counted.any():
         raise ModelError(f"{name}: every label is {NO_LABEL}, so that none counts")
     return counted
+
+
+def _whole(name: str, labels: Array) -> NDArray[np.int64]:
+    """The labels as i64, same shape. Raises `ModelError` if one is no whole number, which int64 would cut."""
+    if labels.dtype.kind not in "biuf":
+        raise ModelError(f"{name}: labels are {labels.dtype.str.lstrip('|=')}, not numbers")
+    if labels.dtype.kind == "f" and (cut := labels[labels != np.floor(labels)]).size:
+        raise ModelError(f"{name}: the label {cut[0]:g} is no whole number", hint="labels are classes or ids of tokens")
+    return labels.astype(np.int64)
 
 
 LEAST_KNOWN = 5
@@ -161,6 +172,10 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[tuple[i
     return dead
 
 
+MOST_NAMED = 5
+"""Classes that a message names."""
+
+
 def classes(rows: Array, threshold: float) -> Array:
     """One class per row, i64[...]: integers as they are, the largest of several logits, or whether a score ≥ threshold.
 
@@ -179,7 +194,7 @@ def f1(predictions: Array, labels: Array, average: str) -> float:
 
     predictions: int[...]; labels: the same shape, or with a last axis of 1.
     """
-    y = _fitting("f1", labels, predictions).astype(np.int64)
+    y = _whole("f1", _fitting("f1", labels, predictions))
     counted = _counted("f1", y)
     y, predictions = y[counted], predictions[counted]
     known = [1] if average == "binary" else sorted(set(y.tolist()) | (set(predictions.ravel().tolist()) - {-1}))
@@ -199,6 +214,14 @@ def auc(rows: Array, labels: Array) -> float:
     if not np.isfinite(scores).all():
         return math.nan
     metrics = _library("auc", "sklearn.metrics", "scikit-learn")
+    width = scores.shape[-1] if scores.ndim > 1 else 1
+    needed, found = max(2, width), np.unique(y)
+    if len(found) < needed:  # scikit-learn gives NaN
+        only = ", ".join(map(str, found[:MOST_NAMED].tolist())) + (" …" if len(found) > MOST_NAMED else "")
+        raise ModelError(
+            f"auc needs labels of all {needed} classes, these are of {len(found)} ({only})",
+            hint="give the evaluation data samples of every class",
+        )
     try:
         if scores.ndim < 2 or scores.shape[-1] == 1:
             return float(metrics.roc_auc_score(y, scores.reshape(-1)))
@@ -219,6 +242,8 @@ def spearman(rows: Array, labels: Array) -> float:
     scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
     if scores.shape != y.shape:
         raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
+    if np.ptp(y) == 0:
+        raise ModelError(f"spearman needs labels that differ: all are {y.flat[0]:g}")
     if not np.isfinite(scores).all() or np.ptp(scores) == 0:
         return math.nan
     return float(_library("spearman", "scipy.stats", "scipy").spearmanr(scores, y).statistic)
@@ -235,7 +260,7 @@ def token_losses(logits: Array, labels: Array | None) -> Array:
         raise ModelError(
             f"perplexity: labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}"
         )
-    y = labels.astype(np.int64)
+    y = _whole("perplexity", labels)
     if int(y.max(initial=0)) >= logits.shape[-1]:
         raise ModelError(f"perplexity: label {int(y.max())} of {logits.shape[-1]} logits")
     log_p = _log_softmax(np.asarray(logits, np.float64))
@@ -281,8 +306,9 @@ def text_error(ids: Array, labels: Array, *, by_word: bool, space: int | None) -
     """
     if len(ids) != len(labels) or labels.ndim != 2:
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
-    jiwer = _library("word_error" if by_word else "character_error", "jiwer", "jiwer")
-    wanted = [_text(row, by_word=by_word, space=space) for row in labels.tolist()]
+    metric = "word_error" if by_word else "character_error"
+    jiwer = _library(metric, "jiwer", "jiwer")
+    wanted = [_text(row, by_word=by_word, space=space) for row in _whole(metric, labels).tolist()]
     texts = [_text(row, by_word=by_word, space=space) for row in ids.tolist()]
     if not all(wanted):
         raise ModelError("word and character errors need labels of one id at least in every row")

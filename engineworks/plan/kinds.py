@@ -80,7 +80,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FoldReport.FILE, typed=(FoldReport,),
     ),
     "calibrate": StepKind(
-        9, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        10, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime", typed=(CalibrationReport,),
     ),
     "reference": StepKind(
@@ -97,7 +97,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         optimizer="target",
 ),
     "compare": StepKind(
-        8, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        9, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(

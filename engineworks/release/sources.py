@@ -12,6 +12,7 @@ from engineworks.builds.results import EngineResult, EngineVerdict, engine_resul
 from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.signing import Trust, read_trust
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
+from engineworks.measure.check import deciding
 from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.plan import Plan
@@ -96,5 +97,5 @@ def require_some(engines: list[PackagedEngine], left: list[LeftOut], echo: Calla
 def _why(engine: EngineResult) -> str:
     if engine.failure:
         return f"failed: {engine.failure.message.splitlines()[0]}"
-    message = next((c.message for c in engine.checks if c.verdict != "pass" and not c.waived), "")
-    return f"{engine.verdict}: {message}"
+    check = deciding(engine.checks)
+    return f"{engine.verdict}: {check.message if check else ''}"

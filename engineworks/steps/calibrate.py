@@ -69,6 +69,7 @@ def _collect(job: StepJob, model: Path, tensors: tuple[str, ...], samples: Sampl
         percentile=settings["percentile"],
         averaging=settings["averaging"],
         samples=samples.count,
+        axes=batch_axes(samples.specs),
         progress=lambda done: job.echo(f"calibrated {done} of {samples.count} samples"),
     )
 

@@ -195,14 +195,20 @@ def row_cosines(engine: Array, reference: Array) -> Array:
     """Return the cosine of every row [rows, …] with the reference's, as float64[rows]: 1 where both are all zero or
     empty, 0 where one is.
 
-    Outputs of different shapes count as one row with cosine 0.
+    Values that are equally infinite or NaN on both sides do not count. Where the shapes differ, every row of the
+    reference has cosine 0.
     """
     if engine.shape != reference.shape:
-        return np.zeros(1)
+        return np.zeros(len(reference))
     e, r = (np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in (engine, reference))
+    equal = ~np.isfinite(e) & ((e == r) | (np.isnan(e) & np.isnan(r)))
+    e, r = np.where(equal, 0.0, e), np.where(equal, 0.0, r)
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
     both_zero = ~e.any(axis=1) & ~r.any(axis=1)
-    return np.where(norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms))
+    with np.errstate(invalid="ignore"):  # values that are infinite on one side make their row NaN
+        return np.where(
+            norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms)
+        )
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -188,7 +190,8 @@ def pack_batch(
     known_params: those that the run already has.
     """
     long: dict[str, dict[str, str]] = {}
-    packed_params = {legal_name(n): _shorten(v, PARAM_CHARS, long, "params", n) for n, v in params.items()}
+    legal = legal_names(params)
+    packed_params = {legal[n]: _shorten(v, PARAM_CHARS, long, "params", n) for n, v in params.items()}
     known = known_params or {}
     changed = {n: v for n, v in packed_params.items() if known.get(n, v) != v}
     nonfinite = sorted(n for n, v in metrics.items() if not math.isfinite(v))
@@ -197,13 +200,15 @@ def pack_batch(
         notes[NONFINITE] = json.dumps(nonfinite)
     if changed:
         notes[CHANGED_PARAMS] = json.dumps(changed, ensure_ascii=False)
-    packed_tags = {legal_name(n): _shorten(v, TAG_CHARS, long, "tags", n) for n, v in notes.items()}
+    legal = legal_names(notes)
+    packed_tags = {legal[n]: _shorten(v, TAG_CHARS, long, "tags", n) for n, v in notes.items()}
+    legal = legal_names([*metrics, *(series or {})])
     return Batch(
         params={n: v for n, v in packed_params.items() if n not in known},
-        metrics={legal_name(n): float(v) for n, v in metrics.items() if math.isfinite(v)},
+        metrics={legal[n]: float(v) for n, v in metrics.items() if math.isfinite(v)},
         tags=packed_tags,
         texts={LONG_VALUES: json.dumps(long, indent=1, ensure_ascii=False)} if long else {},
-        series={legal_name(n): dict(values) for n, values in (series or {}).items()},
+        series={legal[n]: dict(values) for n, values in (series or {}).items()},
     )
 
 
@@ -211,6 +216,19 @@ def legal_name(name: str) -> str:
     """Return `name` as MLflow allows it: letters, digits and `/_.-: `, no empty or dotted path part, 250 characters."""
     cleaned = re.sub(r"[^/\w.\-: ]", "_", name)[:NAME_CHARS]
     return "/".join(part for part in cleaned.split("/") if part not in ("", ".", "..")) or "_"
+
+
+def legal_names(names: Iterable[str]) -> dict[str, str]:
+    """Return legal names by name. Where several names would become one, those that change get a part of their digest:
+    the slices '<18' and '>18' are two metrics."""
+    legal = {name: legal_name(name) for name in names}
+    count = Counter(legal.values())
+    return {name: made if made == name or count[made] == 1 else _marked(name, made) for name, made in legal.items()}
+
+
+def _marked(name: str, legal: str) -> str:
+    mark = f"_{sha256(name.encode()).hexdigest()[:8]}"
+    return legal[: NAME_CHARS - len(mark)] + mark
 
 
 def store_keys_of(tags: Mapping[str, str]) -> set[str]:

@@ -124,6 +124,16 @@ def test_accuracy_is_held_against_the_champions_own(value: float | None, word: s
     assert part in check.message
 
 
+@pytest.mark.parametrize("whose", ["candidate", "champion"])
+def test_a_metric_that_answers_in_two_ways_decides_nothing(whose: str) -> None:
+    steady, random = accuracy(metric(0.98)), accuracy(metric(0.98, name="own:score", repeated=0.91))
+    champion = replace(CHAMPION, accuracy=random if whose == "champion" else steady)
+    candidate = random if whose == "candidate" else steady
+    (check,) = regression_checks(ACCURACY, champion, accuracy=candidate, compare=COMPARE)
+    assert check.verdict == "inconclusive"
+    assert "own:score gave 0.98 and then 0.91 for the same outputs" in check.message
+
+
 def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
     (check,) = regression_checks(
         ACCURACY, CHAMPION, accuracy=accuracy(metric(0.97, lower_is_better=True)), compare=COMPARE

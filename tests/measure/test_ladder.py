@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from engineworks.builds.ladders import ladders
+from engineworks.builds.ladders import _candidate_of, ladders
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
 from engineworks.engines.backends import backend
 from engineworks.errors import PatternError, PrecisionError, RecipeError
@@ -390,3 +390,11 @@ def test_reports_show_the_ladder_its_reasons_and_a_plot(repository: Path) -> Non
     )
     alone = render_html(replace(found, ladder=(ladder(passed("fp32", 3.0)),)))
     assert "<svg" not in alone, "one precision is no choice"
+
+
+@pytest.mark.parametrize("check", ["classes", "synthetic_cosine[y]", "token_agreement", "metric_ratio"])
+def test_a_precision_that_loses_too_much_is_inaccurate_whichever_check_finds_it(check: str) -> None:
+    """Elsewhere it must not be chosen unseen."""
+    planned: Any = SimpleNamespace(precision="int8", computes=("int8",))
+    engine = EngineResult("r/int8/cpu", "fail", (Check(check, "fail", "too much is lost."),))
+    assert _candidate_of(planned, engine).inaccurate

@@ -50,6 +50,15 @@ def test_a_lost_slice_fails_without_any_limit() -> None:
     assert told["slices"].startswith("top1: lost slice 'is' 0, fp32 1 (40 samples")
 
 
+@pytest.mark.parametrize("quality", [0.0, 1.0])
+def test_a_metric_that_answers_in_two_ways_decides_nothing_on_slices(quality: float) -> None:
+    slices = tuple(shares(np.where(NAMES == "is", quality, 1.0), RIGHT, NAMES))
+    report = accuracy(replace(metric(), slices=slices, repeated=0.7))
+    checks = [c for c in evaluate_gates(report, None, Limits(worst_slice_ratio=0.5), {}).checks if "slice" in c.name]
+    assert [c.name for c in checks] == ["slices", "worst_slice_ratio"][int(quality) :]
+    assert all(c.verdict == "inconclusive" and "for the same outputs" in c.message for c in checks)
+
+
 @pytest.mark.parametrize("limit", [0.8, 0.9, 0.95, 0.99])
 def test_equal_rows_pass_from_the_number_of_samples_that_the_page_names(limit: float) -> None:
     enough = samples_needed(limit, 1.0)

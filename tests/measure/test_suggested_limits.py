@@ -63,3 +63,24 @@ def test_a_ruined_engine_gives_no_limit_and_a_looser_limit_is_marked() -> None:
     assert evidence(0.9, whole(0.9)).ruined == ""
     cosine, ratio = suggest_limits("int8", [evidence(0.99, whole(0.9))], {"cosine": 0.999, "metric_ratio": 0.5})
     assert (cosine.reason.endswith("; looser than now"), ratio.reason.endswith("; looser than now")) == (True, False)
+
+
+def own(engine: float, *, lower: bool = False) -> Evidence:
+    """fp32 at its own metric, whose bounds are 0.01 away."""
+    part = Slice("all", 400, engine, engine, 1.0, 0.99, 1.0, engine - 0.01, engine + 0.01)
+    return Evidence("tiny/fp32/cpu", None, part, metric(engine, lower_is_better=lower), {})
+
+
+@pytest.mark.parametrize(("lower", "value"), [(False, 0.89), (True, 0.92)])
+def test_fp32s_own_metric_is_that_of_the_worst_target_and_a_looser_limit_is_marked(lower: bool, value: float) -> None:
+    found = [own(0.91, lower=lower), own(0.90, lower=lower)]
+    for before, looser in ((0.905, True), (0.95 if lower else 0.8, False)):
+        (suggestion,) = suggest_limits("fp32", found, {"metric": before})
+        assert suggestion.value == value
+        assert suggestion.reason.endswith("; looser than now") == looser
+
+
+def test_a_metric_that_every_sample_meets_is_no_certainty() -> None:
+    perfect = Evidence("tiny/fp32/cpu", None, whole(1.0, samples=60), metric(1.0), {})
+    (suggestion,) = suggest_limits("fp32", [perfect], {})
+    assert suggestion.value == 0.951  # 0.05^(1/60): the rule of three

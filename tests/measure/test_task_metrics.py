@@ -72,6 +72,35 @@ def test_auc() -> None:
     assert math.isnan(value("auc", [[NAN], [1.0]], [0, 1]))
 
 
+def test_labels_between_two_classes_are_an_error_and_whole_floats_are_classes() -> None:
+    rows, ids = one_hot([0, 1], 2), np.array([[1, 2], [3, 4]])
+    for metric in ("top1", "f1"):
+        assert value(metric, rows, [0.0, 1.0]) == 1
+        with pytest.raises(ModelError, match=r"the label 1\.5 is no whole number"):
+            value(metric, rows, [0.0, 1.5])
+    with pytest.raises(ModelError, match="perplexity: the label nan is no whole number"):
+        value("perplexity", np.zeros((1, 2, 4)), [[1, NAN]])
+    with pytest.raises(ModelError, match="top_k: labels are <U3, not numbers"):
+        value("top1", rows, ["cat", "dog"])
+    pytest.importorskip("jiwer")
+    for metric in ("word_error", "character_error"):
+        assert value(metric, ids, ids.astype(np.float32)) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "labels", "part"),
+    [
+        ("auc", [[0.1], [0.4]], [1, 1], r"labels of all 2 classes, these are of 1 \(1\)"),
+        ("auc", [[0.1, 0.3], [0.4, 0.2]], [0, 0], r"labels of all 2 classes, these are of 1 \(0\)"),
+        ("auc", one_hot([0, 1, 2], 4), [0, 1, 2], r"labels of all 4 classes, these are of 3 \(0, 1, 2\)"),
+        ("spearman", [1.0, 2.0, 3.0], [4, 4, 4], "labels that differ: all are 4"),
+    ],
+)
+def test_labels_that_decide_nothing_are_an_error_and_no_figure(metric: str, rows: Any, labels: Any, part: str) -> None:
+    with pytest.raises(ModelError, match=part):
+        value(metric, rows, labels)
+
+
 def test_spearman() -> None:
     assert value("spearman", [[1.0], [2.0], [9.0]], [10, 20, 30]) == pytest.approx(1)
     assert value("spearman", [3.0, 2.0, 1.0], [10, 20, 30]) == pytest.approx(-1)

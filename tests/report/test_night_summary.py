@@ -106,6 +106,17 @@ def test_another_engine_and_another_speed_are_told_and_a_small_difference_is_not
     )
 
 
+def test_figures_of_another_shape_or_metric_are_no_change() -> None:
+    first = night(build(engine("r/fp32/cpu", p50=2.0)))
+    other = replace(
+        engine("r/fp32/cpu"), latency=report_with({"two": shape_json(9.0)}), accuracy=accuracy(metric(0.5, name="f1"))
+    )
+    larger = replace(other, latency=report_with({"one": shape_json(9.0, dims={"batch": 8})}))
+    assert [night(build(now), before=first).changes for now in (other, larger)] == [(), ()]
+    same = replace(engine("r/fp32/cpu"), accuracy=accuracy(metric(0.5)))
+    assert night(build(same), before=first).changes == ("r/fp32/cpu: metric 0.9 → 0.5",)
+
+
 def test_a_recipe_without_a_result_is_no_news_about_its_engines_and_fails_the_night() -> None:
     first = night(build(engine("r/fp32/cpu")), build(engine("q/fp32/cpu"), recipe="q"))
     second = night(build(engine("r/fp32/cpu")), {"recipe": "q", "error": "q.yaml:1:1: wrong"}, before=first)

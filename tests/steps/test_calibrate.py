@@ -72,6 +72,26 @@ def test_a_doubtful_calibration_leaves_its_warnings(tmp_path: Path) -> None:
     assert [("the same" in s, "too few" in s) for s in told] == [(True, False), (False, True)]
 
 
+def test_samples_are_counted_where_the_input_has_its_batch(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    shape: list[str | int] = ["sequence", "batch", 2]
+    weight = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
+    tensors = [value(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "time", tensors[:1], tensors[1:], [weight])
+    job = job_of(tmp_path)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), str(tmp_path / "fold" / "model.onnx"))
+    np.savez(tmp_path / "calib.npz", x=IMAGES[:10].reshape(10, 8, 2))
+    specs = [TensorSpec("x", "float32", tuple(shape)).to_json()]
+    job.params["samples"].update(arrays={"x": "x"}, count=10, total=10, specs=specs)
+    calibrate.run(job)
+    ranges, report = read(job, "ranges.json")["ranges"], read(job, "report.json")
+    assert (report["samples"], ranges["sample_count"]) == (10, 10)
+    assert any("calibration had 10 samples, which is far too few" in line for line in report["warnings"])
+    assert all(tensor["amax_early"] is not None for tensor in ranges["tensors"].values())
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [

@@ -171,3 +171,19 @@ def test_samples_without_a_name_are_a_slice_of_their_own(tmp_path: Path) -> None
     names = np.array(["a", "", "  ", " a "])[np.arange(60) % 4]
     found = compared(tmp_path, {"name": "top1"}, RIGHT, RIGHT, LABELS, names)
     assert [(part.name, part.samples) for part in found.slices] == [("(unnamed)", 30), ("a", 30)]
+
+
+def test_rows_of_another_shape_have_cosine_0_and_keep_their_slices(tmp_path: Path) -> None:
+    engine = np.pad(RIGHT, ((0, 0), (0, 1)))
+    found = compared(tmp_path, {"name": "cosine"}, engine, RIGHT, slices=np.where(LABELS == 0, "a", "b"))
+    assert found.engine == 0
+    assert [(s.name, s.samples, s.ratio) for s in found.slices] == [("a", 20, 0), ("b", 40, 0)]
+
+
+def test_values_that_are_equally_infinite_leave_the_cosine_of_their_row_alone(tmp_path: Path) -> None:
+    masked = np.pad(RIGHT, ((0, 0), (0, 2)), constant_values=-np.inf)
+    masked[:, 4] = np.nan
+    assert compared(tmp_path, {"name": "cosine"}, masked, masked).engine == pytest.approx(1)
+    other = masked.copy()
+    other[0, 3] = 1
+    assert compared(tmp_path, {"name": "cosine"}, other, masked).engine is None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from engineworks.errors import InputError
+from engineworks.report.night.summary import summarize
 from tasks.night import (
     Chosen,
     RecipeNight,
@@ -24,7 +26,8 @@ RESULT = {
     "engines": [
         {"id": "tiny/fp32/cpu", "verdict": "pass", "waived": [], "error": None, "checks": []},
         {"id": "tiny/int8/cpu", "verdict": "fail", "waived": [], "error": None,
-         "checks": [{"verdict": "pass", "message": "fine"}, {"verdict": "fail", "message": "cosine 0.5"}]},
+         "checks": [{"name": "finite[y]", "verdict": "pass", "message": "fine"},
+                    {"name": "cosine[y]", "verdict": "fail", "message": "cosine 0.5"}]},
     ],
     "refused": [{"id": "tiny/fp8/rtx20", "message": "rtx20 has no fp8"}],
 }  # fmt: skip
@@ -157,3 +160,16 @@ def test_recipes_that_are_refused_for_one_file_are_one_line() -> None:
         for n, name in enumerate(("one", "two"))
     ]
     assert causes_of(nights) == ["one and 1 more: refused · one.yaml:13:0: test.npz: cannot be read"]
+
+
+def test_the_reason_is_the_check_that_gives_the_verdict_and_no_waived_one() -> None:
+    checks = [
+        {"name": "cosine[y]", "verdict": "fail", "message": "cosine is .9.", "waived": "waived by a@b.c"},
+        {"name": "p99_ms[one]", "verdict": "inconclusive", "message": "too few runs."},
+        {"name": "p50_ms[one]", "verdict": "fail", "message": "median is 9 ms."},
+    ]
+    engine = {"id": "tiny/fp32/cpu", "verdict": "fail", "waived": ["cosine[y] …"], "error": None, "checks": checks}
+    result = {"recipe": "tiny", "engines": [engine], "refused": []}
+    night = night_of_result(result, Chosen(Path("tiny.yaml"), None), "built")
+    assert [(e.message, e.check) for e in night.engines] == [("median is 9 ms.", "p50_ms[one]")]
+    assert [e["why"] for e in summarize([result], None, at=datetime.now(UTC)).engines] == ["median is 9 ms."]

@@ -79,6 +79,16 @@ def test_names_are_made_legal_and_legal_ones_are_kept() -> None:
     assert len(legal_name("x" * 300)) == 250
 
 
+def test_names_that_become_one_stay_apart() -> None:
+    metrics = {"slice/<18": 0.5, "slice/>18": 0.25, "slice/_18": 1.0, "x" * 300: 2.0, "x" * 301: 3.0}
+    packed = pack_batch({"a?": "1", "a!": "2"}, metrics, {"b?": "1", "b!": "2"})
+    assert sorted(packed.metrics.values()) == sorted(metrics.values())
+    assert packed.metrics["slice/_18"] == 1.0
+    assert all(len(name) <= 250 and legal_name(name) == name for name in packed.metrics)
+    assert (sorted(packed.params.values()), sorted(packed.tags.values())) == (["1", "2"], ["1", "2"])
+    assert set(packed.params) == set(pack_batch({"a!": "2", "a?": "1"}, {}, {}).params)
+
+
 def test_nan_and_infinity_are_named_in_a_tag_instead_of_being_metrics() -> None:
     batch = pack_batch({}, {"cosine": math.nan, "p99": math.inf, "top1": 0.5}, {})
     assert batch.metrics == {"top1": 0.5}

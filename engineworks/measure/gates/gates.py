@@ -95,7 +95,10 @@ _OUTPUT_LIMITS = {
 }
 
 
-ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS, "worst_slice_ratio", "slices")
+ACCURACY_CHECKS = (
+    "finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS, "classes", "worst_slice_ratio", "slices", "synthetic_cosine",
+    "greedy_agreement", "token_agreement",
+)  # fmt: skip
 """Checks that another precision, or excluding nodes from it, may make pass."""
 
 
@@ -141,8 +144,8 @@ def _metric_check(field: str, metric: MetricValues | None, limit: Any) -> Check:
     values = f"{number_text(metric.engine)}, fp32 {number_text(metric.reference)}"
     ratio = f" (ratio {number_text(metric.ratio)})" if field == "metric_ratio" else ""
     message = f"{name}: {values}{ratio}, limit {wanted}."
-    if metric.repeated is not None:
-        return Check(field, "inconclusive", f"{message} {_nondeterministic(metric)}")
+    if metric.nondeterministic:
+        return Check(field, "inconclusive", f"{message} {metric.nondeterministic}")
     if field == "metric_ratio" and metric.ratio is None and metric.reference is not None:
         message += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
     return checked(field, good, message)
@@ -159,12 +162,6 @@ def _perplexity_check(field: str, metric: MetricValues, limit: Any, good: bool, 
     known = f", 95% interval {number_text(low)} to {number_text(high)}" if low is not None else ""
     message += f" (ratio {number_text(metric.ratio)}{known}), limit {wanted}."
     return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
-
-
-def _nondeterministic(metric: MetricValues) -> str:
-    again = number_text(metric.repeated) if isinstance(metric.repeated, float) else metric.repeated
-    values = f"gave {number_text(metric.engine)} and then {again} for the same outputs"
-    return f"Not to be trusted: {metric.name} {values}; take the chance out of it (a fixed seed)."
 
 
 def _dead_classes(metric: MetricValues) -> Check:

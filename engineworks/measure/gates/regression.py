@@ -157,6 +157,9 @@ def _accuracy_check(
     if changed := _what_changed(champion.compare, compare):
         message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
+    metrics = (accuracy.metric, champion.accuracy.metric)
+    if doubt := next((metric.nondeterministic for metric in metrics if metric and metric.nondeterministic), ""):
+        return Check(name, "inconclusive", f"Cannot be compared with {champion}. {doubt}")
     value, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
     if value is None or value.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")

@@ -16,9 +16,13 @@ MOST_NAMED = 5
 def slice_checks(metric: MetricValues | None, limit: float | None) -> Iterator[Check]:
     """A failure for slices that are lost, whatever the limits, and one check of `worst_slice_ratio` if it is given."""
     slices, name = (metric.slices, metric.name) if metric else ((), "")
+    doubt = metric.nondeterministic if metric else ""
     if lost := [s for s in slices if s.lost]:
-        yield Check("slices", "fail", f"{name}: lost {_named(lost)}.")
+        yield Check("slices", "inconclusive" if doubt else "fail", f"{name}: lost {_named(lost)}. {doubt}".rstrip())
     if limit is None:
+        return
+    if doubt:
+        yield Check("worst_slice_ratio", "inconclusive", f"worst_slice_ratio: {doubt}")
         return
     if not slices:
         yield Check("worst_slice_ratio", "fail", "worst_slice_ratio: no slice was measured.")

@@ -113,6 +113,7 @@ def collect_ranges(
     threads: int = 0,
     device: Device = "auto",
     samples: int | None = None,
+    axes: Mapping[str, int | None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Ranges:
     """Collect the ranges of `tensors` (activations or inputs of the ONNX file) over all `batches`.
@@ -120,12 +121,13 @@ def collect_ranges(
     One pass is enough for every method, because histograms grow with their values.
 
     batches: called once; each batch holds an array for every input of the model, of its dtype; shapes may differ from
-    batch to batch. The number of samples in a batch is axis 0 of its first input that has axes. percentile: of |x|, in
-    percent, for method "percentile". averaging: weight of a new batch for "moving_average", None for the mean over all
-    batches. bins: of each histogram, a power of two; at least half of them lie below the largest magnitude. threads: of
-    ONNX Runtime, 0 for one per core. device: where the model runs and values are counted, "auto" for a GPU if ONNX
-    Runtime has one. samples: the expected number, so that the ranges after `EARLY` of them are recorded. progress:
-    called after each batch with the number of samples so far.
+    batch to batch. percentile: of |x|, in percent, for method "percentile". averaging: weight of a new batch for
+    "moving_average", None for the mean over all batches. bins: of each histogram, a power of two; at least half of them
+    lie below the largest magnitude. threads: of ONNX Runtime, 0 for one per core. device: where the model runs and
+    values are counted, "auto" for a GPU if ONNX Runtime has one. samples: the expected number, so that the ranges after
+    `EARLY` of them are recorded. axes: where each input has its samples, None where a batch is one sample of it; by
+    default axis 0 of the first input that has axes. progress: called after each batch with the number of samples so
+    far.
 
     Raises `SamplesError` for no samples or samples that do not fit the model, `CalibrationError` for a tensor that the
     model lacks, that is no float or that holds NaN or infinity.
@@ -135,7 +137,7 @@ def collect_ranges(
     settle_heap()
     activations = {name: Activation(name, settings) for name in tensors}
     with closing(_open(model, tensors, settings, threads, device)) as passes:
-        sample_count, early = _run_all(passes, batches(), activations, samples, progress)
+        sample_count, early = _run_all(passes, batches(), activations, samples, progress, axes)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
     ranges = {
@@ -160,10 +162,12 @@ def _run_all(
     activations: Mapping[str, Activation],
     samples: int | None,
     progress: Callable[[int], None] | None,
+    axes: Mapping[str, int | None] | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Return the number of samples, and amax by tensor after `EARLY` of them (empty if `samples` is unknown)."""
     early: dict[str, float] = {}
-    axis0 = next((spec.name for spec in passes.inputs if spec.shape), None)
+    at_axis = axes if axes is not None else {spec.name: 0 for spec in passes.inputs if spec.shape}
+    counted, axis = next(((name, axis) for name, axis in at_axis.items() if axis is not None), ("", 0))
     sample_count = 0
     for at, batch in enumerate(batches, 1):
         if samples and not early and EARLY * samples <= sample_count:
@@ -171,7 +175,7 @@ def _run_all(
             early = {name: activation.amax for name, activation in activations.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
         passes.run(feeds, activations, look=at <= SAMPLED_BATCHES or at % SAMPLED_BATCHES_EVERY == 0)
-        sample_count += len(feeds[axis0]) if axis0 else 1
+        sample_count += feeds[counted].shape[axis] if counted else 1
         if progress:
             progress(sample_count)
     passes.finish()

@@ -133,8 +133,14 @@ def _moved(engine: str, old: Row, new: Row) -> Iterable[str]:
     if new["digest"] and old.get("digest") and new["digest"] != old["digest"]:
         yield f"{engine}: another engine, sha256 {old['digest'][:12]} → {new['digest'][:12]}"
     was, now = old.get("latency_ms_p50"), new["latency_ms_p50"]
-    if was and now and abs(now / was - 1) >= MOVED:
+    if was and now and _same(old, new, "shape") and abs(now / was - 1) >= MOVED:
         yield f"{engine}: median {was:.3g} → {now:.3g} ms ({now / was - 1:+.0%})"
     was, now = old.get("metric"), new["metric"]
-    if was is not None and now is not None and was != now:
+    if was is not None and now is not None and _same(old, new, "metric_name") and was != now:
         yield f"{engine}: metric {was:.6g} → {now:.6g}"
+
+
+def _same(old: Row, new: Row, key: str) -> bool:
+    """Whether two figures are of one shape or metric: another one is no change of the engine. Records without the key
+    count as equal."""
+    return bool(old.get(key, new.get(key)) == new.get(key))

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from engineworks.builds.results import BuildResult
-from engineworks.measure.check import message_of
+from engineworks.measure.check import Check, deciding, message_of
 from engineworks.report.background import Point
 from engineworks.report.night.changes import changes_since, past_of, recipe_of
+from engineworks.tensors import dims_text
 
 NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
 """The summary's files in the night's MLflow run."""
@@ -193,11 +194,14 @@ def _recipe(build: Mapping[str, Any]) -> dict[str, Any]:
 
 def _engine(engine: Mapping[str, Any]) -> dict[str, Any]:
     metric = (engine.get("accuracy") or {}).get("metric") or {}
+    shapes: Mapping[str, Any] = engine.get("latency") or {}
+    first = next((f"{name} {dims_text(values.get('dims', {}))}" for name, values in shapes.items()), "")
     return {
         "id": engine["id"], "verdict": engine["verdict"], "waived": bool(engine.get("waived")), "why": _why(engine),
         "digest": engine.get("digest"), "bytes": engine.get("bytes"),
         "latency_ms_p50": engine.get("latency_ms_p50"), "throughput_per_s": engine.get("throughput_per_s"),
-        "metric": metric.get("engine"), **_served(engine.get("served") or {}),
+        "metric": metric.get("engine"), "metric_name": metric.get("name", ""),
+        "shape": first, **_served(engine.get("served") or {}),
     }  # fmt: skip
 
 
@@ -215,8 +219,8 @@ def _served(report: Mapping[str, Any]) -> dict[str, float | None]:
 def _why(engine: Mapping[str, Any]) -> str:
     if engine.get("error"):
         return str(engine["error"]).splitlines()[0]
-    open_checks = [c for c in engine.get("checks", ()) if c["verdict"] != "pass"]
-    return next((message_of(c) for c in sorted(open_checks, key=lambda c: bool(c.get("waived")))), "")
+    check = deciding(map(Check.from_json, engine.get("checks", ())))
+    return check.message if check else ""
 
 
 def _refused(engine: Mapping[str, Any]) -> dict[str, Any]:

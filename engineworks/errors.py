@@ -45,7 +45,7 @@ EXIT_STEP_FAILED = 4
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
-"""Whoever read the output ended first, as `head` does: a shell's number for SIGPIPE, and no verdict."""
+"""The reader of the output ended first, as `head` does. It is the shell's exit code for SIGPIPE."""
 
 
 Keys = tuple[str | int, ...]
